@@ -1,0 +1,29 @@
+"""The one table of request limits. Each is checked where a request is parsed, and named when broken."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestLimits:
+    """Bounds of one HTTP request; counts unless said otherwise."""
+
+    prompts: int = 32
+    """Prompts in one completions request."""
+    choices: int = 128
+    """Prompts times n in one request."""
+    n: int = 128
+    messages: int = 4096
+    """Messages in one chat request."""
+    stop_strings: int = 16
+    stop_string_chars: int = 256
+    stop_token_ids: int = 128
+    logprobs: int = 20
+    """Most likely tokens reported per token."""
+    json_depth: int = 64
+    """Nesting of objects and arrays in a body."""
+    request_id_chars: int = 128
+    cache_salt_bytes: int = 64
+    header_bytes: int = 65536
+
+
+LIMITS = RequestLimits()

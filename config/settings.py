@@ -1,0 +1,175 @@
+"""Every option of `quire`, once: the CLI flags, the YAML keys and the QUIRE_* variables are these fields.
+
+Load order, later wins: defaults < YAML file (`--config`) < QUIRE_* environment < CLI flags.
+An unknown key in the file or an unknown QUIRE_* variable is an error.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import ByteSize, Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from quire.config.errors import ConfigError
+
+DEMO_MODEL = "quire-demo"
+"""The name of the model inside the package."""
+
+ENV_PREFIX = "QUIRE_"
+
+S = TypeVar("S", bound="ModelSettings")
+
+
+class ModelSettings(BaseSettings):
+    """What is needed to load a model and run it, with or without HTTP."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, protected_namespaces=()
+    )
+
+    model: str = Field(DEMO_MODEL, description="Model folder, Hugging Face hub id, or quire-demo.")
+    revision: str | None = Field(None, description="Hub revision (branch, tag or commit).")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Weights and activations; auto keeps the checkpoint's, float32 for float16 on a CPU.",
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of the model worker; default: the cores it may use."
+    )
+    max_length: int | None = Field(
+        None, ge=2, description="Prompt plus output tokens of one request; default: the model's."
+    )
+    max_batch_size: int = Field(64, ge=1, le=4096, description="Requests in one step.")
+    max_batch_input_tokens: int = Field(
+        2048, ge=16, description="Tokens in one step, prefill and decode together."
+    )
+    page_size: int = Field(32, description="Tokens in one page of KV memory: 16, 32, 64 or 128.")
+    kv_cache_pages: int | None = Field(
+        None, ge=1, description="Pages of KV memory; default: what fits the device."
+    )
+    kv_cache_memory: ByteSize | None = Field(
+        None, description="KV memory, as 2GiB or 500MB; default: what fits the device."
+    )
+    device_memory_utilization: float = Field(
+        0.9, gt=0.0, le=1.0, description="Share of the free device memory Quire may plan with."
+    )
+    enable_prefix_caching: bool = Field(
+        True, description="Reuse the KV pages of prompts that begin alike."
+    )
+    exact: bool = Field(
+        True,
+        description="Same request, same bits, whatever shares the batch; off is faster on CPU.",
+    )
+
+    @field_validator("page_size")
+    @classmethod
+    def _known_page_size(cls, value: int) -> int:
+        if value not in (16, 32, 64, 128):
+            raise ValueError("page_size must be 16, 32, 64 or 128")
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        name, _, index = value.partition(":")
+        if name in ("auto", "cpu") and not index:
+            return value
+        if name == "cuda" and (not index or index.isdecimal()):
+            return value
+        raise ValueError("device must be auto, cpu, cuda or cuda:N")
+
+
+class ServeSettings(ModelSettings):
+    """What `quire serve` needs on top: HTTP, queue, auth, logs."""
+
+    served_model_name: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Names clients may use as model; default: the model's own."
+    )
+    host: str = Field("127.0.0.1", description="Address to bind.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to bind; 0 picks a free one.")
+    api_key_file: Path | None = Field(
+        None, description="File with one API key per line; without it every caller is let in."
+    )
+    insecure: bool = Field(
+        False, description="Allow binding a non-loopback address without an API key."
+    )
+    max_queue_size: int = Field(
+        256, ge=1, description="Requests admitted beyond max_batch_size before 429."
+    )
+    max_request_bytes: ByteSize = Field(
+        ByteSize(4 * 1024**2), ge=1024, description="Largest request body."
+    )
+    log_format: Literal["console", "json"] = Field(
+        "console", description="Log lines for eyes or machines."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log line shown."
+    )
+    shutdown_timeout: float = Field(
+        8.0, ge=0.0, description="Seconds that running requests may finish in after SIGTERM."
+    )
+    worker_timeout: float = Field(
+        60.0, gt=0.0, description="Seconds without progress before a busy worker is replaced."
+    )
+    stream_heartbeat: float = Field(
+        15.0, gt=0.0, description="Seconds of silence before a stream gets an SSE comment."
+    )
+
+    @field_validator("served_model_name", mode="before")
+    @classmethod
+    def _split_names(cls, value: Any) -> Any:
+        return tuple(value.split(",")) if isinstance(value, str) else value
+
+
+def load(kind: type[S], flags: dict[str, Any], config_file: Path | None = None) -> S:
+    """Settings of `kind` from flags, environment and file, in that order of precedence.
+
+    Raises:
+        ConfigError: one line that names each wrong option, its value and what it should be.
+    """
+    if config_file is not None and not config_file.is_file():
+        raise ConfigError(f"--config: no such file: {config_file}")
+    sources: list[PydanticBaseSettingsSource] = [
+        InitSettingsSource(kind, init_kwargs=flags),
+        EnvSettingsSource(kind),
+    ]
+    if config_file is not None:
+        sources.append(_yaml(kind, config_file))
+    merged: dict[str, Any] = {}
+    for source in reversed(sources):
+        merged.update(source())
+    known = {f"{ENV_PREFIX}{name}".upper() for name in ServeSettings.model_fields}
+    unknown = sorted(
+        name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known
+    )
+    if unknown:
+        raise ConfigError(f"unknown environment variable: {', '.join(unknown)}")
+    try:
+        return kind.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_sentence(item) for item in error.errors())) from None
+
+
+def _yaml(kind: type[ModelSettings], path: Path) -> PydanticBaseSettingsSource:
+    try:
+        return YamlConfigSettingsSource(kind, yaml_file=path)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise ConfigError(f"--config: {path} is not a YAML mapping: {error}") from None
+
+
+def _sentence(item: Any) -> str:
+    name = ".".join(str(part) for part in item["loc"]) or "settings"
+    if item["type"] == "extra_forbidden":
+        return f"{name}: no such option"
+    return f"{name}: {item['msg']} (given: {item['input']!r})"

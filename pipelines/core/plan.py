@@ -1,0 +1,60 @@
+"""What the scheduler asks of the runner, and what the runner answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from quire.pipelines.core.context import TextContext
+from quire.pipelines.core.logprobs import LogProbabilities
+
+
+# One per row and step: tracking them would make the garbage collector run every few steps.
+class PlanRow(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """One context's part of a step: run `tokens[start : start + count]` of its history.
+
+    `pages` are the context's page ids in order, covering at least `start + count` tokens; a
+    reference to the scheduler's own list, not to be kept after the step. `samples` is true when
+    the row reaches the end of the history, so that its last position's logits give a new token.
+    """
+
+    context: TextContext
+    start: int
+    count: int
+    pages: list[int]
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One ragged batch: decode rows first (count 1), then prefill chunks."""
+
+    rows: list[PlanRow]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(row.count for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Sampled tokens, aligned with the rows of the plan that sample, in plan order."""
+
+    tokens: NDArray[np.int32]
+    """[S]; -1 where the row failed."""
+    logprobs: list[LogProbabilities | None] = field(default_factory=list)
+    """Empty when no row asked, else [S]."""
+    errors: dict[int, str] = field(default_factory=dict)
+    """By index into `tokens`: rows that failed alone."""
+
+
+class ModelRunner(Protocol):
+    """Runs a step on a device. Pages not in the plan are left as they are."""
+
+    def execute(self, plan: StepPlan) -> StepResult: ...
+
+    def scrub(self, pages: Sequence[int]) -> None:
+        """Zero pages that a failed row may have filled with NaN, before others get them."""

@@ -1,0 +1,85 @@
+"""The sampling parameters of one request."""
+
+import math
+
+import msgspec
+
+MAX_SEED = 2**63 - 1
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the next token of a request is chosen.
+
+    The order of operations is: penalties, banned tokens (`min_new_tokens`), temperature, `top_k`,
+    `top_p`, `min_p`, then a Gumbel draw keyed by (`seed`, choice, position, token id).
+
+    Raises:
+        ValueError: a parameter is out of range; the message names it, the limit and the value.
+    """
+
+    top_k: int = -1
+    """Keep the k most likely tokens; -1 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens whose probability reaches this, in (0, 1]."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this times the most likely one, in [0, 1]."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit once per time it was generated, in [-2, 2]."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logit of each token generated at least once, in [-2, 2]."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens in the prompt or output, > 0."""
+    max_new_tokens: int | None = None
+    """None: until the context's `max_length`."""
+    min_new_tokens: int = 0
+    """Neither end-of-sequence nor stop tokens are sampled before this many tokens."""
+    ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
+    """Stop strings. Judged where text is made (API process, `LLM`), never by the worker."""
+    stop_token_ids: tuple[int, ...] = ()
+    detokenize: bool = True
+    seed: int = 0
+    """Key of the counter-based noise, in [0, 2**63). Fixed at admission, so a resume repeats it."""
+    logprobs: int | None = None
+    """None: no log-probabilities; n: the sampled token's and the n most likely tokens'."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("temperature", 0.0, 2.0),
+            ("min_p", 0.0, 1.0),
+            ("frequency_penalty", -2.0, 2.0),
+            ("presence_penalty", -2.0, 2.0),
+        ):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and low <= value <= high):
+                raise ValueError(f"{name} must be between {low:g} and {high:g}, not {value}")
+        if not (math.isfinite(self.top_p) and 0.0 < self.top_p <= 1.0):
+            raise ValueError(f"top_p must be greater than 0 and at most 1, not {self.top_p}")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0.0):
+            raise ValueError(
+                f"repetition_penalty must be greater than 0, not {self.repetition_penalty}"
+            )
+        if self.top_k < -1 or self.top_k == 0:
+            raise ValueError(f"top_k must be -1 (off) or at least 1, not {self.top_k}")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        if self.min_new_tokens < 0:
+            raise ValueError(f"min_new_tokens must be at least 0, not {self.min_new_tokens}")
+        if self.logprobs is not None and self.logprobs < 0:
+            raise ValueError(f"logprobs must be at least 0, not {self.logprobs}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed must be between 0 and 2**63 - 1, not {self.seed}")
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        return (
+            self.frequency_penalty != 0.0
+            or self.presence_penalty != 0.0
+            or self.repetition_penalty != 1.0
+        )

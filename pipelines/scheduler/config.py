@@ -1,0 +1,42 @@
+"""What the scheduler may use."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Limits of one replica.
+
+    Raises:
+        ValueError: a limit is below 1, or a step cannot hold one page of a prompt.
+    """
+
+    num_pages: int
+    page_size: int
+    """Tokens in one page; prompts are cut at its multiples."""
+    max_batch_size: int
+    """Contexts in one step."""
+    max_batch_input_tokens: int
+    """Tokens in one step, prefill and decode together."""
+    max_length: int
+    """Prompt plus output tokens of one context."""
+    enable_prefix_caching: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("num_pages", "page_size", "max_batch_size", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.max_batch_input_tokens < self.page_size:
+            raise ValueError(
+                f"max_batch_input_tokens must be at least page_size ({self.page_size}), "
+                f"not {self.max_batch_input_tokens}"
+            )
+
+    @property
+    def max_running(self) -> int:
+        """Contexts that may hold pages at once: `max_batch_size`, less in a small step.
+
+        All decode rows run in every step, and where one context still prefills, the others leave
+        it at least one page of the step's tokens. So neither kind can starve the other.
+        """
+        return min(self.max_batch_size, self.max_batch_input_tokens - self.page_size + 1)

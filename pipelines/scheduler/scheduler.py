@@ -1,0 +1,311 @@
+"""Continuous batching with chunked prefill, prefix reuse and preemption by recompute.
+
+A step is one ragged batch: every decode row, then chunks of the running prefills, then contexts
+admitted from the queue. Given the same calls with the same times it makes the same plans.
+"""
+
+from collections.abc import Iterable
+
+from quire.pipelines.core.context import TextContext
+from quire.pipelines.core.messages import EngineStats
+from quire.pipelines.core.plan import PlanRow, StepPlan, StepResult
+from quire.pipelines.kv_cache.page_pool import PagePool
+from quire.pipelines.kv_cache.prefix_cache import PrefixCache
+from quire.pipelines.scheduler.config import SchedulerConfig
+from quire.pipelines.scheduler.queue import ScheduledContext, WaitingQueue
+from quire.pipelines.scheduler.step_rows import StepRows
+
+
+class Scheduler:
+    """Owns the queue, the running contexts and the pages of one replica.
+
+    The caller alternates `plan` and `apply`; `submit` and `abort` may come at any time. Progress:
+    the running context that is first in line advances in every step. It gets pages by preempting
+    the others, and alone it always fits, since `submit` refuses what never could.
+    """
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.ignored_submits = 0
+        """Contexts submitted again while live."""
+        self.ignored_aborts = 0
+        """Aborts of contexts that were not live."""
+        self._pool = PagePool(config.num_pages)
+        self._cache = PrefixCache(
+            self._pool, config.page_size, enabled=config.enable_prefix_caching
+        )
+        self._waiting = WaitingQueue()
+        self._running: dict[int, ScheduledContext] = {}
+        self._arrivals = 0
+        self._suspect_pages: set[int] = set()
+        self._pages_to_scrub: list[int] = []
+        self._prefix_query_tokens = 0
+        self._prefix_hit_tokens = 0
+        self._preemptions = 0
+        self._prefill_tokens = 0
+        self._decode_tokens = 0
+        self._steps = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._running) or len(self._waiting) > 0
+
+    def submit(self, context: TextContext, now: float) -> None:
+        """Queue a context; one with generated tokens is resumed. One that is live is not doubled.
+
+        Raises:
+            ValueError: the context has ended already, or could never fit.
+        """
+        if context.request_id in self._running or context.request_id in self._waiting:
+            self.ignored_submits += 1
+            return
+        self._check_fits(context)
+        context.reset()
+        chain = self._cache.new_chain(context.cache_salt)
+        self._waiting.push(ScheduledContext(context, now, self._arrivals, chain))
+        self._arrivals += 1
+
+    def abort(self, request_ids: Iterable[int]) -> None:
+        """Drop contexts wherever they are and free their pages; unknown ids are counted."""
+        for request_id in request_ids:
+            if request_id in self._running:
+                self._release(self._running.pop(request_id))
+            elif request_id in self._waiting:
+                self._waiting.remove(request_id)
+            else:
+                self.ignored_aborts += 1
+
+    def plan(self, now: float) -> StepPlan | None:
+        """What to run next; None when there is nothing to run."""
+        decodes, prefills = self._secure_decode_pages()
+        rows = [
+            PlanRow(entry.context, entry.context.tokens.processed_length, 1, entry.pages, True)
+            for entry in decodes
+        ]
+        budget = self.config.max_batch_input_tokens - len(rows)
+        for entry in sorted(prefills, key=lambda entry: entry.order):
+            budget -= self._add_prefill(entry, budget, rows)
+        while (entry := self._admit_first(now, budget)) is not None:
+            budget -= self._add_prefill(entry, budget, rows)
+        if not rows:
+            return None
+        self._steps += 1
+        self._decode_tokens += len(decodes)
+        self._prefill_tokens += self.config.max_batch_input_tokens - budget - len(decodes)
+        return StepPlan(rows)
+
+    def apply(self, plan: StepPlan, result: StepResult) -> StepRows:
+        """Account for a step that ran. Rows aborted since it was planned are passed over.
+
+        Raises:
+            ValueError: the result does not have one token per sampling row.
+        """
+        tokens = result.tokens.tolist()
+        output = StepRows()
+        index = 0
+        for row in plan.rows:
+            context = row.context
+            entry = self._running.get(context.request_id)
+            if entry is not None and entry.context is context:
+                if not row.samples:
+                    context.tokens.advance_chunk()
+                    self._commit(entry)
+                elif index in result.errors or tokens[index] < 0:
+                    reason = result.errors.get(index, "the model gave no token")
+                    self._fail(entry, reason, output)
+                else:
+                    self._append_token(entry, tokens[index], output)
+                    if result.logprobs and (logprobs := result.logprobs[index]) is not None:
+                        output.logprobs[len(output.tokens) - 1] = logprobs
+            index += row.samples
+        if index != len(tokens):
+            raise ValueError(f"{index} rows sample, the result has {len(tokens)} tokens")
+        return output
+
+    def take_pages_to_scrub(self) -> list[int]:
+        """Free pages that a failed row may have left NaN in; each is handed out once.
+
+        The caller zeroes them before the next plan runs.
+        """
+        pages, self._pages_to_scrub = self._pages_to_scrub, []
+        return pages
+
+    def stats(self) -> EngineStats:
+        """All but the times, which the scheduler does not know."""
+        return EngineStats(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            used_pages=self._pool.num_used,
+            cached_pages=self._pool.num_cached,
+            total_pages=self._pool.num_pages,
+            prefix_query_tokens=self._prefix_query_tokens,
+            prefix_hit_tokens=self._prefix_hit_tokens,
+            preemptions=self._preemptions,
+            prefill_tokens=self._prefill_tokens,
+            decode_tokens=self._decode_tokens,
+            steps=self._steps,
+        )
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached page; running contexts keep theirs."""
+        self._cache.reset()
+
+    def check_integrity(self) -> None:
+        """Between steps: compare pages, counts and lengths of everything that is live.
+
+        Raises:
+            RuntimeError: they do not agree.
+        """
+        self._pool.check_integrity(entry.pages for entry in self._running.values())
+        if len(self._running) > self.config.max_running:
+            raise RuntimeError(f"{len(self._running)} contexts run, {self.config.max_running} may")
+        for request_id, entry in self._running.items():
+            tokens = entry.context.tokens
+            if request_id in self._waiting or entry.context.is_done:
+                raise RuntimeError(f"context {request_id} runs, and waits or has ended")
+            if tokens.pending_length or not 0 < tokens.active_length <= len(tokens):
+                raise RuntimeError(f"context {request_id} has a wrong active window")
+            if tokens.processed_length > len(entry.pages) * self.config.page_size:
+                raise RuntimeError(f"context {request_id} has too few pages")
+
+    def _check_fits(self, context: TextContext) -> None:
+        tokens = context.tokens
+        if tokens.generated_length and context.judge(int(tokens.all[-1])).is_done:
+            raise ValueError("the request has all its tokens already")
+        if context.max_length > self.config.max_length:
+            raise ValueError(
+                f"the request may take {context.max_length} tokens; "
+                f"max_length is {self.config.max_length}"
+            )
+        # The last token is sampled but never run, so it needs no KV.
+        pages = self._pages_for(tokens.prompt_length + context.max_new_tokens - 1)
+        if pages > self.config.num_pages:
+            raise ValueError(
+                f"the request needs {pages} pages of KV memory; there are {self.config.num_pages}"
+            )
+
+    def _pages_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.config.page_size)
+
+    def _secure_decode_pages(self) -> tuple[list[ScheduledContext], list[ScheduledContext]]:
+        """Running contexts that decode, each with room for its token, and those that prefill."""
+        decodes, prefills, needy = [], [], []
+        page_size = self.config.page_size
+        for entry in self._running.values():
+            tokens = entry.context.tokens
+            if tokens.active_length > 1:
+                prefills.append(entry)
+                continue
+            decodes.append(entry)
+            if tokens.processed_length == len(entry.pages) * page_size:
+                needy.append(entry)
+        if len(needy) <= self._pool.num_free:
+            for entry in needy:
+                entry.pages += self._pool.allocate(1)
+            return decodes, prefills
+        for entry in sorted(needy, key=lambda entry: entry.order):
+            # Without pages it was preempted for an older one.
+            while entry.pages and self._pool.num_free == 0:
+                self._preempt(max(self._running.values(), key=lambda running: running.order))
+            if entry.pages:
+                entry.pages += self._pool.allocate(1)
+        return [entry for entry in decodes if entry.pages], [e for e in prefills if e.pages]
+
+    def _preempt(self, entry: ScheduledContext) -> None:
+        """Back to the queue, to its old place; full pages stay cached while memory lasts."""
+        del self._running[entry.context.request_id]
+        self._release(entry)
+        entry.committed = 0
+        entry.context.reset()
+        self._waiting.push(entry)
+        self._preemptions += 1
+
+    def _chunk(self, num_tokens: int, budget: int) -> int:
+        """How many of `num_tokens` to run: all, or what fits the budget in full pages."""
+        if num_tokens <= budget:
+            return num_tokens
+        return budget // self.config.page_size * self.config.page_size
+
+    def _add_prefill(self, entry: ScheduledContext, budget: int, rows: list[PlanRow]) -> int:
+        """Add the next chunk that fits, if any; returns its tokens."""
+        tokens = entry.context.tokens
+        remaining = tokens.active_length
+        count = self._chunk(remaining, budget)
+        if count:
+            tokens.chunk(count)
+            row = PlanRow(
+                entry.context, tokens.processed_length, count, entry.pages, count == remaining
+            )
+            rows.append(row)
+        return count
+
+    def _admit_first(self, now: float, budget: int) -> ScheduledContext | None:
+        """Start the first waiting context if the batch, the step and the pages have room for it.
+
+        One page per running context stays free, so that what starts is not preempted at once.
+        """
+        if budget == 0 or not self._waiting or len(self._running) >= self.config.max_running:
+            return None
+        entry = self._waiting.first()
+        tokens = entry.context.tokens
+        hits = self._cache.match(entry.chain, tokens.all)
+        if not self._chunk(len(tokens) - len(hits) * self.config.page_size, budget):
+            return None
+        num_new_pages = self._pages_for(len(tokens)) - len(hits)
+        num_free = self._pool.num_free - sum(self._pool.is_free(page) for page in hits)
+        if num_new_pages + len(self._running) > num_free:
+            return None
+        self._start(self._waiting.pop_first(), hits, num_new_pages, now)
+        return entry
+
+    def _start(
+        self, entry: ScheduledContext, hits: list[int], num_new_pages: int, now: float
+    ) -> None:
+        self._pool.retain(hits)
+        entry.pages = hits + self._pool.allocate(num_new_pages)
+        entry.committed = len(hits)
+        context = entry.context
+        hit_tokens = len(hits) * self.config.page_size
+        context.tokens.skip_processing(hit_tokens)
+        if context.cached_prefix_length is None:
+            context.cached_prefix_length = min(hit_tokens, context.tokens.prompt_length)
+            self._prefix_query_tokens += context.tokens.prompt_length
+            self._prefix_hit_tokens += context.cached_prefix_length
+        if entry.queue_seconds is None:
+            entry.queue_seconds = now - entry.received
+        self._running[context.request_id] = entry
+
+    def _append_token(self, entry: ScheduledContext, token: int, output: StepRows) -> None:
+        context = entry.context
+        context.update(token)
+        self._commit(entry)
+        output.append(context, token, entry.queue_seconds or 0.0)
+        if context.is_done:
+            del self._running[context.request_id]
+            self._release(entry)
+
+    def _commit(self, entry: ScheduledContext) -> None:
+        """Offer pages that became full to the prefix cache."""
+        tokens = entry.context.tokens
+        written = tokens.processed_length
+        if written >= (entry.committed + 1) * self.config.page_size:
+            entry.committed = self._cache.commit(
+                entry.chain, tokens.all[:written], entry.pages, entry.committed
+            )
+
+    def _fail(self, entry: ScheduledContext, reason: str, output: StepRows) -> None:
+        """End a context whose KV is not to be trusted: nothing it read or wrote is found again."""
+        output.append_failed(entry.context, reason, entry.queue_seconds or 0.0)
+        del self._running[entry.context.request_id]
+        self._pool.forget(entry.pages)
+        self._suspect_pages.update(entry.pages)
+        self._release(entry)
+
+    def _release(self, entry: ScheduledContext) -> None:
+        pages, entry.pages = entry.pages, []
+        self._pool.release(pages)
+        if self._suspect_pages:
+            # A suspect page that others share is scrubbed when the last of them lets go.
+            scrub = [p for p in pages if p in self._suspect_pages and self._pool.is_free(p)]
+            self._suspect_pages.difference_update(scrub)
+            self._pages_to_scrub += scrub
