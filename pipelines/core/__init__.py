@@ -1,1 +1,1 @@
-"""What a request is inside the engine: contexts, sampling parameters, plans and wire messages. No torch."""
+"""What a request is inside the engine: contexts, parameters, plans and wire messages. No torch."""

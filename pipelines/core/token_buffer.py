@@ -94,7 +94,7 @@ class TokenBuffer:
         self._active_end = self._length
 
     def skip_processing(self, size: int) -> None:
-        """A prefix hit of `size` tokens: their KV is already in pages. Leaves at least one active."""
+        """A prefix hit: the KV of `size` tokens is in pages already. Leaves at least one active."""
         if not 0 <= size < self.active_length:
             raise ValueError(f"can skip 0..{self.active_length - 1} tokens, not {size}")
         self._processed += size

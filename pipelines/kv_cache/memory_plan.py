@@ -1,4 +1,4 @@
-"""The memory plan: what the device's memory is for, computed before anything is allocated. No torch.
+"""What the device's memory is for, computed before anything is allocated. No torch.
 
 Owns the sums and how they are shown; the worker's log and `quire plan` print the same table.
 """

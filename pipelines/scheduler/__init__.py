@@ -1,1 +1,1 @@
-"""Decides what each step runs: queue, batch construction, preemption. Pure Python, no clock, no torch."""
+"""Decides what each step runs: queue, batch construction, preemption. No clock, no torch."""

@@ -30,8 +30,8 @@ class ScheduledContext:
         """Empty exactly while the context waits."""
         self.committed = 0
         """Leading pages already offered to the prefix cache."""
-        self.queue_seconds: float | None = None
-        """Time from receipt to first schedule; None before that."""
+        self.queue_seconds = 0.0
+        """Time from receipt to first schedule."""
 
 
 class WaitingQueue:

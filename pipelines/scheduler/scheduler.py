@@ -83,10 +83,12 @@ class Scheduler:
             for entry in decodes
         ]
         budget = self.config.max_batch_input_tokens - len(rows)
-        for entry in sorted(prefills, key=lambda entry: entry.order):
+        # At most one: what a cut prompt leaves of a step is less than a page, so whatever starts
+        # beside it runs whole.
+        for entry in prefills:
             budget -= self._add_prefill(entry, budget, rows)
-        while (entry := self._admit_first(now, budget)) is not None:
-            budget -= self._add_prefill(entry, budget, rows)
+        while (started := self._admit_first(now, budget)) is not None:
+            budget -= self._add_prefill(started, budget, rows)
         if not rows:
             return None
         self._steps += 1
@@ -101,6 +103,9 @@ class Scheduler:
             ValueError: the result does not have one token per sampling row.
         """
         tokens = result.tokens.tolist()
+        num_sampled = sum(row.samples for row in plan.rows)
+        if num_sampled != len(tokens):
+            raise ValueError(f"{num_sampled} rows sample, the result has {len(tokens)} tokens")
         output = StepRows()
         index = 0
         for row in plan.rows:
@@ -118,8 +123,6 @@ class Scheduler:
                     if result.logprobs and (logprobs := result.logprobs[index]) is not None:
                         output.logprobs[len(output.tokens) - 1] = logprobs
             index += row.samples
-        if index != len(tokens):
-            raise ValueError(f"{index} rows sample, the result has {len(tokens)} tokens")
         return output
 
     def take_pages_to_scrub(self) -> list[int]:
@@ -215,7 +218,6 @@ class Scheduler:
         """Back to the queue, to its old place; full pages stay cached while memory lasts."""
         del self._running[entry.context.request_id]
         self._release(entry)
-        entry.committed = 0
         entry.context.reset()
         self._waiting.push(entry)
         self._preemptions += 1
@@ -271,7 +273,6 @@ class Scheduler:
             context.cached_prefix_length = min(hit_tokens, context.tokens.prompt_length)
             self._prefix_query_tokens += context.tokens.prompt_length
             self._prefix_hit_tokens += context.cached_prefix_length
-        if entry.queue_seconds is None:
             entry.queue_seconds = now - entry.received
         self._running[context.request_id] = entry
 
@@ -279,7 +280,7 @@ class Scheduler:
         context = entry.context
         context.update(token)
         self._commit(entry)
-        output.append(context, token, entry.queue_seconds or 0.0)
+        output.append(context, token, entry.queue_seconds)
         if context.is_done:
             del self._running[context.request_id]
             self._release(entry)
@@ -295,7 +296,7 @@ class Scheduler:
 
     def _fail(self, entry: ScheduledContext, reason: str, output: StepRows) -> None:
         """End a context whose KV is not to be trusted: nothing it read or wrote is found again."""
-        output.append_failed(entry.context, reason, entry.queue_seconds or 0.0)
+        output.append_failed(entry.context, reason, entry.queue_seconds)
         del self._running[entry.context.request_id]
         self._pool.forget(entry.pages)
         self._suspect_pages.update(entry.pages)

@@ -1,0 +1,1 @@
+"""One folder per op: contract and checks, Triton kernel, torch reference, cases. No re-exports here."""

@@ -1,0 +1,94 @@
+"""Dense layer with prepared weights, and rows whose bits do not depend on the other rows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from quire.kernels.linear.tile_plan import TilePlans
+
+Apply = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedLinear:
+    """y = x W^T + b with the weights laid out for their device.
+
+    `row_counts` are the numbers of rows that a GEMM is run with on a CPU in exact mode, others
+    are cut and padded to them; empty where the kernel itself does not care.
+    """
+
+    in_features: int
+    out_features: int
+    dtype: torch.dtype
+    row_counts: tuple[int, ...]
+    apply: Apply
+
+    def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
+        """[T, K] to [T, N] in the dtype of the weights.
+
+        Raises:
+            ValueError: another number of columns or another dtype.
+        """
+        if x_TK.ndim != 2 or x_TK.shape[1] != self.in_features or x_TK.dtype != self.dtype:
+            raise ValueError(
+                f"x must be [T, {self.in_features}] of {self.dtype}, "
+                f"got {tuple(x_TK.shape)} of {x_TK.dtype}"
+            )
+        return self.apply(x_TK)
+
+
+def prepare_linear(
+    weight_NK: torch.Tensor,
+    bias_N: torch.Tensor | None = None,
+    *,
+    exact: bool = True,
+    plans: TilePlans | None = None,
+) -> PreparedLinear:
+    """Lay out the weights for their device; the original may be freed afterwards (CPU).
+
+    Exact: the bits of a row are the same for every number of rows and every place among them.
+    On CUDA that is a Triton kernel with fixed tiles; on a CPU, GEMMs of probed row counts (see
+    `tile_plan`), for the number of threads at the time of this call.
+
+    Args:
+        weight_NK: [N, K], bfloat16 or float32, on CUDA also float16.
+        bias_N: [N] in the dtype of the weight, or None.
+        exact: False lets the library choose its kernel by the number of rows.
+        plans: probe results; layers prepared with the same object probe each shape once.
+
+    Raises:
+        ValueError: a shape or dtype outside the above.
+    """
+    allowed = [torch.bfloat16, torch.float32] + [torch.float16] * weight_NK.is_cuda
+    if weight_NK.ndim != 2 or 0 in weight_NK.shape or weight_NK.dtype not in allowed:
+        raise ValueError(
+            f"weight must be [N, K] of one of {allowed}, "
+            f"got {tuple(weight_NK.shape)} of {weight_NK.dtype}"
+        )
+    if bias_N is not None and (
+        bias_N.shape != weight_NK.shape[:1] or bias_N.dtype != weight_NK.dtype
+    ):
+        raise ValueError(
+            f"bias must be [{weight_NK.shape[0]}] of {weight_NK.dtype}, "
+            f"got {tuple(bias_N.shape)} of {bias_N.dtype}"
+        )
+    row_counts: tuple[int, ...] = ()
+    if weight_NK.is_cuda and exact:
+        from quire.kernels.linear.kernel import linear_triton_with
+
+        apply = linear_triton_with(weight_NK, bias_N)
+    elif weight_NK.is_cuda:
+        from quire.kernels.linear.reference import linear_reference_with
+
+        apply = linear_reference_with(weight_NK, bias_N)
+    else:
+        from quire.kernels.linear.cpu import in_row_counts, prepacked
+
+        apply = prepacked(weight_NK, bias_N)
+        if exact:
+            row_counts = (plans or TilePlans()).row_counts(weight_NK, bias_N is not None)
+            apply = in_row_counts(apply, weight_NK.shape[0], row_counts)
+    return PreparedLinear(
+        weight_NK.shape[1], weight_NK.shape[0], weight_NK.dtype, row_counts, apply
+    )

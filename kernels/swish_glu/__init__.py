@@ -1,0 +1,28 @@
+"""The gated activation of a SwiGLU feed-forward block."""
+
+import torch
+
+
+def swish_glu(gate_up_T2F: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, with silu(g) = g / (1 + exp(-g)); fp32 inside, rounded once.
+
+    SwiGLU of Shazeer 2020, https://arxiv.org/abs/2002.05202. An element's bits depend on its
+    gate and up values alone.
+
+    Args:
+        gate_up_T2F: [T, 2F], gate in the first F columns, up in the last F; bfloat16, float16
+            or float32, contiguous.
+
+    Returns:
+        out_TF [T, F] in the dtype of `gate_up_T2F`.
+
+    Raises:
+        ValueError: not two dimensions, not contiguous, or an odd number of columns.
+    """
+    if gate_up_T2F.ndim != 2 or gate_up_T2F.shape[1] % 2 or not gate_up_T2F.is_contiguous():
+        raise ValueError(f"gate_up must be contiguous [T, 2F], got {tuple(gate_up_T2F.shape)}")
+    if gate_up_T2F.is_cuda:
+        from quire.kernels.swish_glu.kernel import swish_glu_triton as run
+    else:
+        from quire.kernels.swish_glu.reference import swish_glu_reference as run
+    return run(gate_up_T2F)

@@ -1,0 +1,168 @@
+"""`quire plan`: what a model will need and at best reach on a device, without loading it. No torch.
+
+Floors are physical: a step reads every weight once and each context's KV once, and computes at the
+peak rate; nothing can be faster, real engines reach 60 to 85 % of it.
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+
+from quire.config.errors import ConfigError
+from quire.config.settings import ModelSettings
+from quire.pipelines.architectures.spec import ModelSpec
+from quire.pipelines.kv_cache.memory_plan import MemoryPlan, plan_memory
+
+GB = 10**9
+TB = 10**12
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A device: memory in bytes, bytes per second read, floating operations per second."""
+
+    name: str
+    memory_bytes: int
+    bandwidth: float
+    flops: float
+    source: str
+
+
+DATASHEETS = {
+    name: Hardware(name, memory * GB, bandwidth * TB, flops * TB, "datasheet, dense bfloat16")
+    for name, memory, bandwidth, flops in (
+        ("a100", 80, 2.0, 312),
+        ("h100", 80, 3.35, 989),
+        ("h200", 141, 4.8, 989),
+        ("b200", 180, 8.0, 2250),
+        ("l40s", 48, 0.864, 362),
+        ("mi300x", 192, 5.3, 1307),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A memory plan and the floors that go with it; seconds."""
+
+    hardware: Hardware
+    dtype: str
+    memory: MemoryPlan
+    decode_steps: tuple[tuple[int, int, float], ...]
+    """(batch, context tokens, seconds of one decode step)."""
+    prefills: tuple[tuple[int, float], ...]
+    """(prompt tokens, seconds to the first token)."""
+
+    def table(self) -> str:
+        hardware = self.hardware
+        lines = [
+            f"device          {hardware.name}: {hardware.bandwidth / GB:,.0f} GB/s, "
+            f"{hardware.flops / TB:,.2f} TFLOP/s ({hardware.source})",
+            f"dtype           {self.dtype}",
+            self.memory.table(),
+            "",
+            "floors (nothing can be faster)",
+        ]
+        for batch, context, seconds in self.decode_steps:
+            lines.append(
+                f"  decode  batch {batch:>4}  context {context:>6}  {seconds * 1e3:>10.3f} ms/step"
+                f"  {batch / seconds:>12,.0f} tokens/s"
+            )
+        for tokens, seconds in self.prefills:
+            lines.append(
+                f"  prefill {tokens:>6} tokens             {seconds * 1e3:>10.3f} ms"
+                f"       {tokens / seconds:>12,.0f} tokens/s"
+            )
+        return "\n".join(lines)
+
+
+def find_hardware(name: str) -> Hardware:
+    """A device by datasheet name, or `cpu`: this machine, measured in a second.
+
+    Raises:
+        ConfigError: no such name.
+    """
+    if name == "cpu":
+        return measure_cpu()
+    if name not in DATASHEETS:
+        raise ConfigError(f"hardware: {name} is not one of cpu, {', '.join(sorted(DATASHEETS))}")
+    return DATASHEETS[name]
+
+
+def measure_cpu() -> Hardware:
+    """This machine: free memory, DRAM read rate over all cores, float32 matmul rate of numpy."""
+    cores = len(psutil.Process().cpu_affinity() or [0])
+    blocks = [np.ones(32 * 1024**2, dtype=np.float32) for _ in range(cores)]
+    square = np.ones((1536, 1536), dtype=np.float32)
+    with ThreadPoolExecutor(cores) as pool:
+        read = min(_seconds(lambda: list(pool.map(np.sum, blocks))) for _ in range(3))
+    multiply = min(_seconds(lambda: square @ square) for _ in range(3))
+    return Hardware(
+        "cpu",
+        psutil.virtual_memory().available,
+        sum(block.nbytes for block in blocks) / read,
+        2 * square.shape[0] ** 3 / multiply,
+        f"measured now on {cores} cores; float32 matmul",
+    )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def forecast(spec: ModelSpec, settings: ModelSettings, hardware: Hardware) -> Forecast:
+    """Plan the memory and compute the floors.
+
+    Raises:
+        ConfigError: the model does not fit, or the settings contradict each other.
+    """
+    device_type = "cpu" if hardware.name == "cpu" else "cuda"
+    dtype = spec.serving_dtype(settings.dtype, device_type)
+    memory = plan_memory(
+        spec,
+        settings,
+        dtype=dtype,
+        device_type=device_type,
+        device_memory_bytes=hardware.memory_bytes,
+    )
+    contexts = sorted({min(length, memory.max_length - 1) for length in (512, 2048, 8192)})
+    batches = sorted({1, min(8, settings.max_batch_size), settings.max_batch_size})
+    return Forecast(
+        hardware,
+        dtype,
+        memory,
+        tuple(
+            (batch, context, _decode_seconds(spec, dtype, hardware, batch, context))
+            for batch in batches
+            for context in contexts
+            if batch * context <= memory.num_pages * memory.page_size
+        ),
+        tuple((tokens, _prefill_seconds(spec, dtype, hardware, tokens)) for tokens in contexts),
+    )
+
+
+def _streamed_weight_bytes(spec: ModelSpec, dtype: str) -> int:
+    """Every matrix a step reads; of the embedding only a row per token, unless the head shares it."""
+    gathered = 0 if spec.tie_word_embeddings else spec.vocab_size * spec.hidden_size
+    return spec.weight_bytes(dtype) * (spec.num_parameters - gathered) // spec.num_parameters
+
+
+def _decode_seconds(
+    spec: ModelSpec, dtype: str, hardware: Hardware, batch: int, context: int
+) -> float:
+    kv_bytes = batch * context * spec.kv_bytes_per_token(dtype)
+    weights = _streamed_weight_bytes(spec, dtype) / hardware.bandwidth
+    compute = batch * spec.flops_per_token(0) / hardware.flops
+    return max(weights, compute) + kv_bytes / hardware.bandwidth
+
+
+def _prefill_seconds(spec: ModelSpec, dtype: str, hardware: Hardware, tokens: int) -> float:
+    # Causal: the average token attends to half of the prompt.
+    flops = tokens * spec.flops_per_token(tokens // 2)
+    return max(flops / hardware.flops, _streamed_weight_bytes(spec, dtype) / hardware.bandwidth)

@@ -1,0 +1,82 @@
+"""The decoder: blocks between an embedding and the logits."""
+
+from collections.abc import Sequence
+
+import torch
+
+from quire.kernels.ragged_batch import RaggedBatch
+from quire.pipelines.kv_cache.storage import LayerCache
+from quire.pipelines.nn.attention import AttentionWithRope
+from quire.pipelines.nn.embedding import Embedding
+from quire.pipelines.nn.linear import Linear
+from quire.pipelines.nn.mlp import MLP
+from quire.pipelines.nn.norm import RMSNorm
+
+
+class TransformerBlock:
+    """Pre-norm attention and feed-forward; the residual stream travels beside the hidden states."""
+
+    def __init__(
+        self,
+        attention_norm: RMSNorm,
+        attention: AttentionWithRope,
+        mlp_norm: RMSNorm,
+        mlp: MLP,
+    ) -> None:
+        self.attention_norm = attention_norm
+        self.attention = attention
+        self.mlp_norm = mlp_norm
+        self.mlp = mlp
+
+    def __call__(
+        self,
+        x_TC: torch.Tensor,
+        residual_TC: torch.Tensor | None,
+        cos_sin: torch.Tensor,
+        cache: LayerCache,
+        batch: RaggedBatch,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The block's own output and the residual to which the next norm adds it."""
+        x_TC, residual_TC = self.attention_norm(x_TC, residual_TC)
+        x_TC = self.attention(x_TC, cos_sin, cache, batch)
+        x_TC, residual_TC = self.mlp_norm(x_TC, residual_TC)
+        return self.mlp(x_TC), residual_TC
+
+
+class Transformer:
+    """Token ids to logits. `cos_sin` is the rotary table, fp32 [max_length, D]."""
+
+    def __init__(
+        self,
+        embedding: Embedding,
+        blocks: Sequence[TransformerBlock],
+        norm: RMSNorm,
+        lm_head: Linear,
+        cos_sin: torch.Tensor,
+    ) -> None:
+        self.embedding = embedding
+        self.blocks = tuple(blocks)
+        self.norm = norm
+        self.lm_head = lm_head
+        self.cos_sin = cos_sin
+
+    def __call__(
+        self,
+        tokens_T: torch.Tensor,
+        batch: RaggedBatch,
+        caches: Sequence[LayerCache],
+        logit_rows_S: torch.Tensor,
+    ) -> torch.Tensor:
+        """Run a step: write its KV into `caches`, one per layer.
+
+        `tokens_T` int32. Returns the logits of the tokens at `logit_rows_S` (int64), fp32 [S, V];
+        S may be 0.
+        """
+        x_TC, residual_TC = self.embedding(tokens_T), None
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x_TC, residual_TC = block(x_TC, residual_TC, self.cos_sin, cache, batch)
+        if logit_rows_S.numel() == 0:
+            return x_TC.new_empty((0, self.lm_head.out_dim), dtype=torch.float32)
+        residual_SC = None if residual_TC is None else residual_TC[logit_rows_S]
+        x_SC, _ = self.norm(x_TC[logit_rows_S], residual_SC)
+        return self.lm_head(x_SC).float()

@@ -1,0 +1,1 @@
+"""From generated tokens to text: incremental decoding and stop strings. No torch."""

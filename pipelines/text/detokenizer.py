@@ -1,0 +1,35 @@
+"""Tokens to text, one token at a time: what is returned never has to be taken back."""
+
+import codecs
+
+from quire.pipelines.tokenizer import TextTokenizer
+
+
+class Detokenizer:
+    """Decodes a growing sequence of tokens.
+
+    The pieces joined equal `tokenizer.decode` of all tokens, however they are fed. Special tokens
+    have no text. Bytes of an unfinished character are held back until the character is complete;
+    bytes that cannot become UTF-8 are U+FFFD.
+
+    `starts_fresh`: see `TextTokenizer.decode`.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, *, starts_fresh: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._strip_next = starts_fresh
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token: int) -> str:
+        """The text that `token` completes."""
+        if token in self._tokenizer.special_token_ids:
+            return ""
+        data = self._tokenizer.token_bytes(token)
+        if self._strip_next:
+            self._strip_next = False
+            data = self._tokenizer.fresh_bytes(data)
+        return self._decoder.decode(data)
+
+    def finish(self) -> str:
+        """What the bytes still held back amount to."""
+        return self._decoder.decode(b"", final=True)

@@ -1,0 +1,1 @@
+"""Reading checkpoints: files are checked whole before a weight is loaded."""

@@ -1,0 +1,110 @@
+"""The header of a safetensors file, checked against the file. No torch.
+
+Format: https://huggingface.co/docs/safetensors (8 bytes little-endian header length, a JSON
+object, then the data, which the tensors' `data_offsets` must cover without gap or overlap).
+"""
+
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from quire.config.errors import ModelError
+
+MAX_HEADER_BYTES = 100_000_000
+"""The limit of the safetensors library."""
+
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""Formats of weights Quire reads, by their name in a header."""
+
+_ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
+"""Sizes are checked of these; tensors of other formats are refused by name."""
+
+
+class _Fields(msgspec.Struct):
+    dtype: str
+    shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
+    data_offsets: tuple[Annotated[int, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(ge=0)]]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """Where a tensor lies: bytes `begin` to `end` of `path`, counted from the file's start."""
+
+    path: Path
+    name: str
+    dtype: str
+    """As the header says it: F32, BF16, ..."""
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.end - self.begin
+
+    def wrong(self, expected: str, found: str) -> ModelError:
+        """The error that names this tensor; for the caller to raise."""
+        return ModelError(f"{self.path}: {self.name}: expected {expected}, found {found}")
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """The tensors of one file, in the order of their data.
+
+    Raises:
+        ModelError: the file is missing, truncated, or its header and its size do not agree.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: file not found")
+    file_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        limit = min(MAX_HEADER_BYTES, file_bytes - 8)
+        if not 2 <= length <= limit:
+            raise ModelError(
+                f"{path}: header length: expected 2 to {max(limit, 2)} bytes in a file of "
+                f"{file_bytes} bytes, found {length}"
+            )
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: header: expected JSON, found {error}") from None
+    if not isinstance(header, dict):
+        raise ModelError(f"{path}: header: expected a JSON object")
+    header.pop("__metadata__", None)
+    data_start = 8 + length
+    entries = [_entry(path, name, fields, data_start) for name, fields in header.items()]
+    entries.sort(key=lambda entry: (entry.begin, entry.end))
+    position = data_start
+    for entry in entries:
+        if entry.begin != position:
+            raise entry.wrong(f"data at byte {position}", f"byte {entry.begin}")
+        position = entry.end
+    if position != file_bytes:
+        last = entries[-1].name if entries else "header"
+        raise ModelError(
+            f"{path}: {last}: expected a file of {position} bytes, found {file_bytes} bytes"
+        )
+    return {entry.name: entry for entry in entries}
+
+
+def _entry(path: Path, name: str, value: object, data_start: int) -> TensorEntry:
+    try:
+        fields = msgspec.convert(value, _Fields)
+    except msgspec.ValidationError as error:
+        raise ModelError(
+            f"{path}: {name}: expected dtype, shape and data_offsets, found: {error}"
+        ) from None
+    begin, end = (data_start + offset for offset in fields.data_offsets)
+    entry = TensorEntry(path, name, fields.dtype, fields.shape, begin, end)
+    needed = prod(fields.shape) * _ITEM_BYTES.get(fields.dtype, 0)
+    if end < begin or (needed and end - begin != needed):
+        raise entry.wrong(
+            f"{needed} bytes for {fields.dtype} {list(fields.shape)}",
+            f"data_offsets {list(fields.data_offsets)}",
+        )
+    return entry

@@ -1,0 +1,1 @@
+"""The model worker process: scheduler and runner behind one socket."""

@@ -1,0 +1,69 @@
+"""From a step plan to the tensors of a step; the only place that knows their layout."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from quire.kernels.ragged_batch import RaggedBatch
+from quire.pipelines.core.plan import StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """What the model takes: `tokens` int32 [T]; `logit_rows` int64 [S], the last token of each
+    row that samples, in plan order."""
+
+    tokens: torch.Tensor
+    batch: RaggedBatch
+    logit_rows: torch.Tensor
+
+
+def build_inputs(plan: StepPlan, page_size: int, device: torch.device) -> StepInputs:
+    """Lay the rows of `plan` end to end.
+
+    Raises:
+        ValueError: a row has fewer pages than its tokens need, or ends past its history.
+    """
+    starts = np.array([row.start for row in plan.rows], dtype=np.int32)
+    counts = np.array([row.count for row in plan.rows], dtype=np.int32)
+    ends = starts + counts
+    offsets = np.zeros(len(plan.rows) + 1, dtype=np.int32)
+    np.cumsum(counts, out=offsets[1:])
+
+    num_pages = -(-ends // page_size)
+    tokens = np.empty(offsets[-1], dtype=np.int32)
+    lookup_table = np.zeros((len(plan.rows), int(num_pages.max())), dtype=np.int32)
+    for index, row in enumerate(plan.rows):
+        needed = int(num_pages[index])
+        if len(row.pages) < needed or len(row.context.tokens) < ends[index]:
+            raise ValueError(
+                f"context {row.context.request_id}: tokens up to {ends[index]} need {needed} "
+                f"pages, {len(row.pages)} given, and a history of {len(row.context.tokens)}"
+            )
+        tokens[offsets[index] : offsets[index + 1]] = row.context.tokens.all[
+            row.start : ends[index]
+        ]
+        lookup_table[index, :needed] = row.pages[:needed]
+
+    row_of_token = np.repeat(np.arange(len(plan.rows)), counts)
+    positions = np.arange(offsets[-1], dtype=np.int32) - (offsets[:-1] - starts)[row_of_token]
+    pages = lookup_table[row_of_token, positions // page_size].astype(np.int64)
+    samples = np.array([row.samples for row in plan.rows])
+
+    def on_device(array: NDArray[np.generic]) -> torch.Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    batch = RaggedBatch(
+        input_row_offsets=on_device(offsets),
+        cache_lengths=on_device(starts),
+        lookup_table=on_device(lookup_table),
+        positions=on_device(positions),
+        slots=on_device(pages * page_size + positions % page_size),
+        query_lengths=tuple(counts.tolist()),
+        kv_lengths=tuple(ends.tolist()),
+        num_decode=int((counts == 1).cumprod().sum()),
+    )
+    logit_rows = (offsets[1:][samples] - 1).astype(np.int64)
+    return StepInputs(on_device(tokens), batch, on_device(logit_rows))

@@ -1,0 +1,179 @@
+"""The worker process: load the model, announce the pages, then receive, step, send for ever.
+
+It blocks in poll when idle. It dies with the API process: the kernel sends SIGKILL
+(PR_SET_PDEATHSIG), and the end of standard input ends it where that does not exist.
+"""
+
+import ctypes
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+import zmq
+from setproctitle import setproctitle
+from tqdm import tqdm
+
+from quire.config.errors import QuireError
+from quire.config.settings import ModelSettings
+from quire.pipelines.core.context import TextContext
+from quire.pipelines.core.messages import (
+    Abort,
+    Fatal,
+    FromWorker,
+    Progress,
+    Ready,
+    ResetPrefixCache,
+    Submit,
+    ToWorker,
+)
+from quire.pipelines.worker.boot import Boot
+from quire.pipelines.worker.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 256 * 1024**2
+_PR_SET_PDEATHSIG = 1
+
+
+class WorkerProcess:
+    """One worker's life: its socket, its engine, its loop."""
+
+    def __init__(self, boot: Boot) -> None:
+        self._boot = boot
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(ToWorker)
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.set(zmq.SNDHWM, 0)
+        self._socket.set(zmq.RCVHWM, 0)
+        self._socket.set(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        self._socket.set(zmq.LINGER, 1000)
+        self._socket.connect(boot.endpoint)
+
+    def run(self) -> int:
+        """Serve for ever; returns an exit code only when the model cannot be served."""
+        try:
+            self._serve(self._load())
+        except QuireError as error:
+            self._send(Fatal(self._boot.epoch, error.exit_code, str(error)))
+            return error.exit_code
+        finally:
+            self._context.destroy(linger=1000)
+
+    def _load(self) -> Engine:
+        epoch = self._boot.epoch
+        self._send(Progress(epoch, "starting", 0.0))
+        # Imported here so that the message above leaves before torch takes its second to load.
+        from quire.pipelines.worker.start import start_engine
+
+        settings = ModelSettings.model_validate(self._boot.settings)
+        with tqdm(total=100, unit="%", disable=None, leave=False) as bar:
+
+            def progress(phase: str, fraction: float) -> None:
+                self._send(Progress(epoch, phase, fraction))
+                bar.set_description(phase)
+                bar.update(round(fraction * 100) - bar.n)
+
+            started = start_engine(settings, Path(self._boot.folder), epoch, progress)
+        model, config = started.model, started.config
+        # Everything alive now lives as long as the process: keep it out of later collections.
+        gc.collect()
+        gc.freeze()
+        self._send(
+            Ready(
+                epoch=epoch,
+                pid=os.getpid(),
+                device=model.device,
+                dtype=model.dtype,
+                max_length=config.max_length,
+                num_pages=config.num_pages,
+                page_size=config.page_size,
+                max_batch_size=config.max_batch_size,
+                max_batch_input_tokens=config.max_batch_input_tokens,
+                memory_plan=[(row.name, row.num_bytes) for row in model.plan.rows],
+                memory_table=model.plan.table(),
+            )
+        )
+        return started.engine
+
+    def _serve(self, engine: Engine) -> NoReturn:
+        while True:
+            self._receive(engine)
+            output = engine.step()
+            if output is not None:
+                self._send(output)
+
+    def _receive(self, engine: Engine) -> None:
+        """Handle every waiting message; block for one when there is no work."""
+        changed = False
+        while True:
+            idle = not engine.has_work
+            if idle and changed:
+                self._send(engine.stats_frame())
+                changed = False
+            try:
+                frame = self._socket.recv(0 if idle else zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            message = self._decoder.decode(frame)
+            if message.epoch != self._boot.epoch:
+                continue
+            match message:
+                case Submit(contexts=contexts):
+                    engine.submit(map(TextContext.from_wire, contexts))
+                case Abort(request_ids=request_ids):
+                    engine.abort(request_ids)
+                case ResetPrefixCache():
+                    engine.reset_prefix_cache()
+            changed = True
+
+    def _send(self, message: FromWorker) -> None:
+        self._socket.send(self._encoder.encode(message))
+
+
+def _die_with_parent(parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(0)
+
+    def watch() -> None:
+        while sys.stdin.buffer.read(4096):
+            pass
+        os._exit(0)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def _prefer_as_oom_victim() -> None:
+    # The kernel should take the worker, which is restarted, not the API process with the streams.
+    try:
+        Path("/proc/self/oom_score_adj").write_text("500")
+    except OSError:
+        return
+
+
+def main() -> None:
+    """Read the boot line, serve, and leave with a code the supervisor understands."""
+    # Ctrl-C goes to the whole terminal group; the API process decides when the worker stops.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+    boot = msgspec.json.decode(sys.stdin.buffer.readline(), type=Boot)
+    setproctitle(f"quire: worker {boot.epoch} {Path(boot.folder).name}")
+    _die_with_parent(parent)
+    _prefer_as_oom_victim()
+    try:
+        code = WorkerProcess(boot).run()
+    except Exception:
+        logger.exception("worker failed epoch=%d", boot.epoch)
+        code = 1
+    # Skips interpreter teardown, which can hang in a library's thread pool.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,40 @@
+"""Runs step plans with torch on one device."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from quire.pipelines.core.plan import StepPlan, StepResult
+from quire.pipelines.kv_cache.storage import KVCacheStorage
+from quire.pipelines.nn.transformer import Transformer
+from quire.pipelines.worker.batch import StepInputs, build_inputs
+from quire.pipelines.worker.sampler import sample_rows
+
+
+class TorchModelRunner:
+    """A model, its KV pages, and the sampler behind them; a `ModelRunner`."""
+
+    def __init__(self, model: Transformer, storage: KVCacheStorage, device: torch.device) -> None:
+        self._model = model
+        self._storage = storage
+        self._device = device
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run the step and sample one token for each row that samples.
+
+        A row whose logits hold NaN or infinity fails alone: token -1 and an entry in `errors`.
+        """
+        logits = self.logits(build_inputs(plan, self._storage.params.page_size, self._device))
+        rows = [row for row in plan.rows if row.samples]
+        return sample_rows(logits, rows) if rows else StepResult(np.empty(0, dtype=np.int32))
+
+    @torch.inference_mode()
+    def logits(self, inputs: StepInputs) -> torch.Tensor:
+        """Run the model: write the step's KV, return fp32 logits [S, V] of `logit_rows`."""
+        return self._model(inputs.tokens, inputs.batch, self._storage.layers, inputs.logit_rows)
+
+    def scrub(self, pages: Sequence[int]) -> None:
+        """Zero `pages` in every layer."""
+        self._storage.scrub(pages)

@@ -1,0 +1,41 @@
+"""From settings and a model folder to an engine that can step; the worker and `LLM` start alike."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from quire.config.settings import ModelSettings
+from quire.pipelines.architectures.spec import load_model_spec
+from quire.pipelines.scheduler.config import SchedulerConfig
+from quire.pipelines.worker.engine import Engine
+from quire.pipelines.worker.load import LoadedModel, load_runner
+
+
+@dataclass(frozen=True)
+class StartedEngine:
+    """An engine, what it was loaded from, and the limits it runs under."""
+
+    engine: Engine
+    model: LoadedModel
+    config: SchedulerConfig
+
+
+def start_engine(
+    settings: ModelSettings, folder: Path, epoch: int, progress: Callable[[str, float], None]
+) -> StartedEngine:
+    """Load the model and build its engine. `progress` gets (phase, fraction 0..1).
+
+    Raises:
+        ModelError: the folder or a weight is missing or wrong.
+        ConfigError: the settings do not fit the model or the device.
+    """
+    model = load_runner(settings, folder, load_model_spec(folder), progress)
+    config = SchedulerConfig(
+        num_pages=model.num_pages,
+        page_size=settings.page_size,
+        max_batch_size=settings.max_batch_size,
+        max_batch_input_tokens=settings.max_batch_input_tokens,
+        max_length=model.max_length,
+        enable_prefix_caching=settings.enable_prefix_caching,
+    )
+    return StartedEngine(Engine(model.runner, config, epoch), model, config)

@@ -1,0 +1,1 @@
+"""The API process: HTTP, streams, supervision of the model worker. Never imports torch."""

@@ -1,0 +1,140 @@
+"""`quire bench`: a streaming load on any OpenAI-compatible server, closed loop.
+
+TTFT is send to first chunk with text or tokens; TPOT is (last - first chunk) / (output tokens - 1)
+per request; tokens are the server's own usage counts. Definitions follow vLLM's bench serve.
+"""
+
+import asyncio
+import random
+import statistics
+import time
+from dataclasses import asdict, dataclass
+
+import httpx2
+import orjson
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What to send: `concurrency` callers share `requests` requests; lengths in tokens."""
+
+    url: str
+    model: str | None = None
+    api_key: str | None = None
+    requests: int = 64
+    concurrency: int = 8
+    prompt_tokens: int = 128
+    output_tokens: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One finished request, seconds."""
+
+    ttft: float
+    total: float
+    output_tokens: int
+
+    @property
+    def tpot(self) -> float:
+        return (self.total - self.ttft) / max(1, self.output_tokens - 1)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured; times in milliseconds, medians and 99th percentiles over requests."""
+
+    requests: int
+    failed: int
+    seconds: float
+    output_tokens_per_second: float
+    ttft_p50_ms: float
+    ttft_p99_ms: float
+    tpot_p50_ms: float
+    tpot_p99_ms: float
+
+    def table(self) -> str:
+        rows = [(name, f"{value:,.2f}") for name, value in asdict(self).items()]
+        return "\n".join(f"{name:<26}{value:>14}" for name, value in rows)
+
+
+async def run_load(load: Load) -> Report:
+    """Run the load; a request that fails counts as failed and in no other figure.
+
+    Raises:
+        RuntimeError: no request succeeded; the message holds the server's first answer.
+    """
+    headers = {"authorization": f"Bearer {load.api_key}"} if load.api_key else {}
+    limits = httpx2.Limits(max_connections=load.concurrency)
+    async with httpx2.AsyncClient(
+        base_url=load.url, headers=headers, timeout=600.0, limits=limits
+    ) as client:
+        draw = random.Random(load.seed)
+        # Ids above the specials and inside any vocabulary; distinct prompts, so no prefix hits.
+        bodies = [
+            {
+                **({"model": load.model} if load.model else {}),
+                "prompt": [draw.randrange(100, 1000) for _ in range(load.prompt_tokens)],
+                "max_tokens": load.output_tokens,
+                "temperature": 0,
+                "ignore_eos": True,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            }
+            for _ in range(load.requests)
+        ]
+        pending = iter(bodies)
+        samples: list[Sample] = []
+        errors: list[str] = []
+
+        async def caller() -> None:
+            for body in pending:
+                result = await _one(client, body)
+                if isinstance(result, Sample):
+                    samples.append(result)
+                else:
+                    errors.append(result)
+
+        started = time.perf_counter()
+        await asyncio.gather(*(caller() for _ in range(load.concurrency)))
+        seconds = time.perf_counter() - started
+    if not samples:
+        raise RuntimeError(f"no request succeeded; the first answer was: {errors[0]}")
+    return _report(samples, len(errors), seconds)
+
+
+async def _one(client: httpx2.AsyncClient, body: dict[str, object]) -> Sample | str:
+    started = time.perf_counter()
+    first = None
+    tokens = 0
+    async with client.stream("POST", "/v1/completions", json=body) as response:
+        if response.status_code != 200:
+            return (await response.aread()).decode(errors="replace")
+        async for line in response.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            chunk = orjson.loads(line.removeprefix("data: "))
+            if "error" in chunk:
+                return line
+            if chunk["choices"] and first is None:
+                first = time.perf_counter()
+            if chunk.get("usage"):
+                tokens = chunk["usage"]["completion_tokens"]
+    ended = time.perf_counter()
+    return Sample((first or ended) - started, ended - started, tokens)
+
+
+def _report(samples: list[Sample], failed: int, seconds: float) -> Report:
+    ttfts = sorted(sample.ttft * 1e3 for sample in samples)
+    tpots = sorted(sample.tpot * 1e3 for sample in samples)
+    return Report(
+        requests=len(samples),
+        failed=failed,
+        seconds=seconds,
+        output_tokens_per_second=sum(sample.output_tokens for sample in samples) / seconds,
+        ttft_p50_ms=statistics.median(ttfts),
+        ttft_p99_ms=ttfts[min(len(ttfts) - 1, int(len(ttfts) * 0.99))],
+        tpot_p50_ms=statistics.median(tpots),
+        tpot_p99_ms=tpots[min(len(tpots) - 1, int(len(tpots) * 0.99))],
+    )

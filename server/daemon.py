@@ -1,0 +1,183 @@
+"""`quire serve`: bind, answer at once, load behind, serve, drain, leave with the right code."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import errno
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import uvicorn
+from fastapi import FastAPI
+from setproctitle import setproctitle
+
+from quire.config.errors import ConfigError, PortInUse, QuireError
+from quire.config.settings import ServeSettings
+from quire.pipelines.hf import resolve_model
+from quire.server.app import build_app
+from quire.server.auth import load_api_keys
+from quire.server.engine_client import EngineClient
+from quire.server.errors import EngineUnavailable
+from quire.server.lifecycle import Lifecycle
+from quire.server.metrics import Metrics
+from quire.server.openai.served import ServedModel
+from quire.server.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+KEEP_ALIVE_SECONDS = 15
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers: the daemon owns the signals and the order of shutdown."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Daemon:
+    """The API process's life, from the bound port to the exit code."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._settings = settings
+        self._lifecycle = Lifecycle()
+        self._names = settings.served_model_name or (Path(settings.model).name or settings.model,)
+        self._metrics = Metrics(self._names[0])
+        self._client = EngineClient(
+            settings.max_batch_size + settings.max_queue_size, self._lifecycle, self._metrics
+        )
+        self._supervisor: Supervisor | None = None
+        self._failure: QuireError | None = None
+        self._shutdown = asyncio.Event()
+        self._signals = 0
+
+    async def run(self) -> None:
+        """Serve until a signal.
+
+        Raises:
+            QuireError: why it cannot serve, with the exit code that says so.
+        """
+        setproctitle(f"quire: api {self._names[0]}")
+        api_keys = load_api_keys(self._settings)
+        _refuse_open_door(self._settings, bool(api_keys))
+        listener = _bind(self._settings.host, self._settings.port)
+        app = build_app(self._settings, self._client, api_keys, self._metrics, self._lifecycle)
+        http = _HttpServer(_uvicorn_config(app))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, http)
+        host, port = listener.getsockname()[:2]
+        logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        serving = asyncio.create_task(http.serve(sockets=[listener]))
+        engine = asyncio.create_task(self._run_engine(app))
+        stopping = asyncio.create_task(self._shutdown.wait())
+        await asyncio.wait({serving, engine, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await self._stop(http, serving, engine)
+        stopping.cancel()
+        failure = self._failure or (self._supervisor.failure if self._supervisor else None)
+        if failure is not None:
+            raise failure
+
+    async def _run_engine(self, app: FastAPI) -> None:
+        try:
+            self._lifecycle.on_progress("resolving the model", 0.0)
+            settings = self._settings
+            folder = await _in_thread(lambda: resolve_model(settings.model, settings.revision))
+            app.state.served = await _in_thread(
+                lambda: ServedModel.from_folder(folder, self._names)
+            )
+            self._supervisor = Supervisor(settings, folder, self._client, self._lifecycle)
+            await self._supervisor.run()
+        except QuireError as error:
+            self._failure = error
+
+    def _on_signal(self, http: uvicorn.Server) -> None:
+        self._signals += 1
+        if self._signals == 1:
+            self._shutdown.set()
+        else:
+            http.force_exit = True
+            self._client.fail_all(EngineUnavailable("The server is shutting down", 5.0))
+
+    async def _stop(
+        self, http: uvicorn.Server, serving: "asyncio.Task[None]", engine: "asyncio.Task[None]"
+    ) -> None:
+        """Not ready; let streams finish; end the rest with an error; close HTTP; end the worker."""
+        self._lifecycle.on_draining()
+        self._client.begin_drain()
+        if not engine.done():
+            logger.info("draining live_streams=%d", self._client.num_live)
+            await self._client.wait_until_empty(self._settings.shutdown_timeout)
+        self._client.fail_all(EngineUnavailable("The server is shutting down", 5.0))
+        http.should_exit = True
+        await serving
+        if self._supervisor is not None:
+            await self._supervisor.stop()
+        elif not engine.done():
+            engine.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await engine
+        logger.info("stopped")
+
+
+def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=1,
+        backlog=1024,
+    )
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A listening address, taken before anything is loaded.
+
+    Raises:
+        PortInUse: another process has it.
+        ConfigError: the host is not an address of this machine.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(f"port: {port} on {host} is already in use") from None
+        raise ConfigError(f"host: cannot bind {host}:{port}: {error.strerror}") from None
+    return listener
+
+
+def _refuse_open_door(settings: ServeSettings, has_keys: bool) -> None:
+    if settings.host not in _LOOPBACK and not has_keys and not settings.insecure:
+        raise ConfigError(
+            f"host: {settings.host} is reachable from other machines and no --api-key-file is "
+            "given; give one, or --insecure to let everyone in"
+        )
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Run `work` in a daemon thread, so that a hanging download cannot hold up the exit."""
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except Exception as error:  # noqa: BLE001 - raised again where it is awaited
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return await asyncio.wrap_future(outcome)

@@ -1,0 +1,255 @@
+"""`EngineClient`: admits contexts, keeps every live stream, and carries them across worker deaths.
+
+The worker may die at any moment. What survives is here: prompt, committed tokens, parameters with
+the seed fixed at admission. A new worker gets every live context as history under a new epoch and
+recomputes exactly what the old one would have sent next.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from quire.pipelines.core.context import TextContext
+from quire.pipelines.core.messages import (
+    Abort,
+    Ready,
+    ResetPrefixCache,
+    StepOutput,
+    Submit,
+    ToWorker,
+)
+from quire.pipelines.core.status import TextGenerationStatus
+from quire.server.engine import TokenStream
+from quire.server.errors import ApiError, EngineUnavailable, GenerationFailed, Overloaded
+from quire.server.lifecycle import Lifecycle
+from quire.server.live_stream import LiveStream
+from quire.server.metrics import FinishReason, Metrics, RequestTimes
+
+logger = logging.getLogger(__name__)
+
+MAX_RESUMES = 3
+"""A context alive in more worker deaths than this is suspected of causing them and is failed."""
+
+
+class ProtocolError(Exception):
+    """The worker sent what its contract forbids; it is replaced."""
+
+
+class EngineClient:
+    """The engine as the HTTP layer uses it (`server.engine.Engine`).
+
+    `capacity` is how many contexts may be live at once, running and queued together.
+    """
+
+    def __init__(self, capacity: int, lifecycle: Lifecycle, metrics: Metrics) -> None:
+        self.max_length = 0
+        self.capacity = capacity
+        self._lifecycle = lifecycle
+        self._metrics = metrics
+        self._ids = itertools.count(1)
+        self._live: dict[int, LiveStream] = {}
+        self._send: Callable[[ToWorker], None] | None = None
+        self._epoch = 0
+        self._draining = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._ended_at: deque[float] = deque(maxlen=64)
+        self.last_progress = time.monotonic()
+        """When the worker last showed progress, or got its first work."""
+
+    @property
+    def num_live(self) -> int:
+        return len(self._live)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a ready worker owes progress."""
+        return self._send is not None and bool(self._live)
+
+    def new_request_id(self) -> int:
+        return next(self._ids)
+
+    def check_available(self) -> None:
+        if self._draining:
+            raise EngineUnavailable("The server is shutting down", 5.0)
+        if self.max_length == 0:
+            raise EngineUnavailable(f"The model is not ready: {self._lifecycle.phase}", 1.0)
+
+    def submit(self, contexts: Sequence[TextContext]) -> list[TokenStream]:
+        self._admit(len(contexts))
+        if not self._live:
+            self.last_progress = time.monotonic()
+        streams = [LiveStream(context, self._abandon) for context in contexts]
+        for stream in streams:
+            self._live[stream.context.request_id] = stream
+        self._empty.clear()
+        self._metrics.on_admission(len(streams))
+        if self._send is not None:
+            self._send(Submit(self._epoch, [context.to_wire() for context in contexts]))
+        return list(streams)
+
+    def reset_prefix_cache(self) -> None:
+        if self._send is not None:
+            self._send(ResetPrefixCache(self._epoch))
+
+    # What the supervisor tells.
+
+    def attach(self, ready: Ready, send: Callable[[ToWorker], None]) -> None:
+        """A worker is ready: hand it every live context, oldest first, committed tokens included."""
+        self._epoch = ready.epoch
+        self._send = send
+        self.max_length = ready.max_length
+        self.last_progress = time.monotonic()
+        self._metrics.on_ready(ready)
+        waiting = sorted(self._live.values(), key=lambda stream: stream.context.request_id)
+        if waiting:
+            send(Submit(ready.epoch, [stream.context.to_wire() for stream in waiting]))
+
+    def detach(self) -> None:
+        """The worker is gone: its unsent tokens never existed; live contexts wait for the next."""
+        if self._send is None:
+            return
+        self._send = None
+        self._metrics.on_worker_restart()
+        for stream in list(self._live.values()):
+            stream.resumes += 1
+            if stream.resumes > MAX_RESUMES:
+                self._end(stream, GenerationFailed("The engine failed repeatedly on this request"))
+        self._metrics.on_resumed(len(self._live))
+        if self._live:
+            logger.warning("worker lost streams_to_resume=%d", len(self._live))
+
+    def receive(self, output: StepOutput) -> None:
+        """Commit one step's tokens.
+
+        Raises:
+            ProtocolError: a gap or a repeat in a stream, or a token outside int32's positive half.
+        """
+        if output.epoch != self._epoch:
+            self._metrics.on_stale_frame()
+            return
+        now = time.monotonic()
+        self.last_progress = now
+        self._metrics.on_step(output)
+        ids = _ints(output, "request_ids")
+        bases, tokens = _ints(output, "base_index"), _ints(output, "tokens")
+        statuses, cached = _ints(output, "statuses"), _ints(output, "cached_tokens")
+        queued = output.array("queue_seconds").tolist()
+        for row, request_id in enumerate(ids):
+            stream = self._live.get(request_id)
+            if stream is None:
+                continue
+            if stream.times.first_token is None and stream.times.queue_seconds is None:
+                stream.times.queue_seconds = queued[row]
+                stream.cached_tokens = cached[row]
+            status = TextGenerationStatus(statuses[row])
+            if status is TextGenerationStatus.FAILED:
+                self._end(stream, GenerationFailed(output.errors[row]))
+                continue
+            if bases[row] != stream.num_committed or tokens[row] < 0:
+                raise ProtocolError(
+                    f"request {request_id}: token {tokens[row]} for index {bases[row]}, "
+                    f"{stream.num_committed} tokens committed"
+                )
+            stream.commit(tokens[row], status, output.logprobs.get(row))
+            self._observe_token(stream, now)
+            if status.is_done:
+                self._end(stream, None)
+
+    def begin_drain(self) -> None:
+        """Refuse new requests; the live ones go on."""
+        self._draining = True
+
+    async def wait_until_empty(self, timeout: float) -> None:
+        """Until no stream is live, or `timeout` seconds."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), timeout)
+
+    def fail_all(self, error: ApiError) -> None:
+        """End every live stream with `error`."""
+        for stream in list(self._live.values()):
+            self._abort_in_worker(stream)
+            self._end(stream, error)
+
+    # Inner workings.
+
+    def _admit(self, count: int) -> None:
+        self.check_available()
+        if len(self._live) + count > self.capacity:
+            self._metrics.on_rejection("max_num_queued_reqs")
+            raise Overloaded(
+                f"The queue is full: {len(self._live)} requests are running or waiting, the limit "
+                f"is {self.capacity}, this request needs {count}",
+                self._seconds_until_room(count),
+            )
+
+    def _seconds_until_room(self, count: int) -> float:
+        """An estimate from the rate at which requests ended lately, 1 to 60 s."""
+        if len(self._ended_at) < 2:
+            return 1.0
+        rate = (len(self._ended_at) - 1) / max(1e-3, time.monotonic() - self._ended_at[0])
+        return min(60.0, max(1.0, count / rate))
+
+    def _observe_token(self, stream: LiveStream, now: float) -> None:
+        times = stream.times
+        if times.first_token is None:
+            times.first_token = now
+            self._metrics.on_first_token(now - times.arrival)
+        elif times.last_token is not None:
+            self._metrics.on_inter_token(now - times.last_token)
+        times.last_token = now
+
+    def _abandon(self, stream: LiveStream) -> None:
+        """The reader left, or has what it wanted (a stop string)."""
+        self._abort_in_worker(stream)
+        self._end(stream, EngineUnavailable("The stream was closed", 1.0))
+
+    def _abort_in_worker(self, stream: LiveStream) -> None:
+        if self._send is not None:
+            self._send(Abort(self._epoch, [stream.context.request_id]))
+
+    def _end(self, stream: LiveStream, error: ApiError | None) -> None:
+        if self._live.pop(stream.context.request_id, None) is None:
+            return
+        if not self._live:
+            self._empty.set()
+        now = time.monotonic()
+        self._ended_at.append(now)
+        tokens, times = stream.context.tokens, stream.times
+        self._metrics.on_request_end(
+            RequestTimes(
+                arrival=times.arrival,
+                queue_seconds=times.queue_seconds,
+                first_token_at=times.first_token,
+                last_token_at=times.last_token,
+                ended_at=now,
+                prompt_tokens=tokens.prompt_length,
+                cached_tokens=stream.cached_tokens,
+                generation_tokens=tokens.generated_length,
+                finish_reason=_finish_reason(stream, error),
+                max_tokens=stream.context.params.max_new_tokens,
+            )
+        )
+        if error is not None:
+            stream.fail(error)
+
+
+def _finish_reason(stream: LiveStream, error: ApiError | None) -> FinishReason:
+    if stream.was_stopped:
+        return "stop"
+    if stream.was_closed:
+        return "abort"
+    if error is not None:
+        return "error"
+    return "length" if stream.context.status is TextGenerationStatus.MAXIMUM_LENGTH else "stop"
+
+
+def _ints(output: StepOutput, name: str) -> list[int]:
+    values: list[int] = output.array(name).astype(np.int64).tolist()
+    return values

@@ -1,0 +1,89 @@
+"""One context's stream in the API process: the truth about what was generated.
+
+A token exists once `commit` has appended it; only then may its text reach a socket.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from quire.pipelines.core.context import TextContext
+from quire.pipelines.core.logprobs import LogProbabilities
+from quire.pipelines.core.status import TextGenerationStatus
+from quire.server.engine import TokenChunk
+from quire.server.errors import ApiError
+
+
+@dataclass(slots=True)
+class StreamTimes:
+    """Monotonic seconds of a stream's life; None until they happen."""
+
+    arrival: float
+    queue_seconds: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+
+
+class LiveStream:
+    """Implements `server.engine.TokenStream` for `EngineClient`."""
+
+    def __init__(self, context: TextContext, on_close: Callable[["LiveStream"], None]) -> None:
+        self.context = context
+        self.cached_tokens = 0
+        self.times = StreamTimes(time.monotonic())
+        self.resumes = 0
+        """How often a worker died under this context."""
+        self.error: ApiError | None = None
+        self.was_closed = False
+        """Whether the reader closed it before its end."""
+        self.was_stopped = False
+        """Whether the reader closed it because the text hit a stop string."""
+        self._on_close = on_close
+        self._tokens: list[int] = []
+        self._logprobs: list[LogProbabilities] = []
+        self._changed = asyncio.Event()
+
+    @property
+    def has_ended(self) -> bool:
+        return self.error is not None or self.context.is_done
+
+    @property
+    def num_committed(self) -> int:
+        return self.context.tokens.generated_length
+
+    def commit(
+        self, token: int, status: TextGenerationStatus, logprobs: LogProbabilities | None
+    ) -> None:
+        """Append one token; the reader sees it from now on."""
+        self.context.tokens.extend((token,))
+        self.context.status = status
+        self._tokens.append(token)
+        if logprobs is not None:
+            self._logprobs.append(logprobs)
+        self._changed.set()
+
+    def fail(self, error: ApiError) -> None:
+        """End the stream with an error; what was committed before is still read first."""
+        self.error = error
+        self._changed.set()
+
+    def close(self, *, stopped: bool = False) -> None:
+        if not self.has_ended:
+            self.was_closed = True
+            self.was_stopped = stopped
+            self._on_close(self)
+
+    async def __aiter__(self) -> AsyncIterator[TokenChunk]:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            tokens, self._tokens = self._tokens, []
+            logprobs, self._logprobs = self._logprobs, []
+            status = self.context.status
+            if tokens:
+                yield TokenChunk(tokens, logprobs, status)
+            if self.error is not None:
+                raise self.error
+            if status.is_done:
+                return

@@ -1,0 +1,128 @@
+"""From a checked request to contexts: token ids, room in the context, the seed."""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from quire.pipelines.chat_template import TextTooLong
+from quire.pipelines.core.context import TextContext
+from quire.pipelines.core.sampling_params import MAX_SEED, SamplingParams
+from quire.server.engine import Engine
+from quire.server.errors import ContextLengthExceeded, InvalidRequest
+from quire.server.openai.schema import GenerationRequest
+from quire.server.openai.served import ServedModel
+
+
+async def tokenize(engine: Engine, param: str, work: Callable[[int], list[int]]) -> list[int]:
+    """The prompt's ids by `work(max_length)`, off the event loop.
+
+    Raises:
+        ContextLengthExceeded: the text is too long to be tokenized at all.
+        InvalidRequest: the chat template refused it.
+    """
+    limit = engine.max_length
+    try:
+        return await asyncio.to_thread(work, limit)
+    except TextTooLong as error:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {limit} tokens, but '{param}' has {error}",
+            param=param,
+        ) from None
+    except ValueError as error:
+        raise InvalidRequest(f"'{param}': {error}", param=param, code="invalid_value") from None
+
+
+def build_contexts(
+    engine: Engine,
+    served: ServedModel,
+    request: GenerationRequest,
+    prompts: Sequence[Sequence[int]],
+    *,
+    param: str,
+    default_max_tokens: int | None,
+) -> list[TextContext]:
+    """One context per prompt and choice: prompt 0's choices, prompt 1's, ...
+
+    `param` is the field that holds the prompts. `default_max_tokens` counts when the request sets
+    no limit, and is cut to the room there is; None means all of it.
+
+    Raises:
+        ContextLengthExceeded: a prompt leaves no room, or not the room explicitly asked for.
+        InvalidRequest: a prompt is empty, or a token id is not in the vocabulary.
+    """
+    for token in request.stop_token_ids:
+        _check_token(token, served, "stop_token_ids")
+    contexts: list[TextContext] = []
+    for ids in prompts:
+        if not ids:
+            raise InvalidRequest(f"'{param}' must not be empty", param=param, code="invalid_value")
+        for token in (min(ids), max(ids)):
+            _check_token(token, served, param)
+        limit = _output_limit(engine.max_length, len(ids), request, param)
+        params = _sampling_params(request, default_max_tokens if limit is None else limit)
+        prompt = np.asarray(ids, dtype=np.int32)
+        contexts += [
+            TextContext(
+                engine.new_request_id(),
+                prompt,
+                params,
+                max_length=engine.max_length,
+                choice=choice,
+                eos_token_ids=served.eos_token_ids,
+                priority=request.priority,
+                cache_salt=(request.cache_salt or "").encode(),
+            )
+            for choice in range(request.n)
+        ]
+    return contexts
+
+
+def _check_token(token: int, served: ServedModel, param: str) -> None:
+    if not 0 <= token < served.vocab_size:
+        raise InvalidRequest(
+            f"'{param}': token ids must be between 0 and {served.vocab_size - 1}, not {token}",
+            param=param,
+            code="invalid_value",
+        )
+
+
+def _output_limit(
+    max_length: int, prompt_tokens: int, request: GenerationRequest, param: str
+) -> int | None:
+    name, limit = request.token_limit
+    context = f"This model's maximum context length is {max_length} tokens"
+    if prompt_tokens >= max_length:
+        raise ContextLengthExceeded(
+            f"{context}, but '{param}' has {prompt_tokens} tokens, which leaves no room to generate",
+            param=param,
+        )
+    if limit is not None and prompt_tokens + limit > max_length:
+        raise ContextLengthExceeded(
+            f"{context}, but {prompt_tokens + limit} were requested ({prompt_tokens} in '{param}', "
+            f"{limit} in '{name}'); at most {max_length - prompt_tokens} can be generated",
+            param=name,
+        )
+    return limit
+
+
+def _sampling_params(request: GenerationRequest, max_new_tokens: int | None) -> SamplingParams:
+    given = request.seed
+    seed = secrets.randbits(63) if given in (None, -1) else given & MAX_SEED
+    return SamplingParams(
+        top_k=request.top_k or -1,
+        top_p=request.top_p,
+        min_p=request.min_p,
+        temperature=request.temperature,
+        frequency_penalty=request.frequency_penalty,
+        presence_penalty=request.presence_penalty,
+        repetition_penalty=request.repetition_penalty,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=request.min_tokens,
+        ignore_eos=request.ignore_eos,
+        stop=tuple(request.stop),
+        stop_token_ids=tuple(request.stop_token_ids),
+        seed=seed,
+        logprobs=request.num_logprobs,
+    )

@@ -1,0 +1,115 @@
+"""A request's bytes to its checked object, or the error that says what is wrong with them."""
+
+import logging
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import ValidationError
+from starlette.requests import Request
+
+from quire.config.limits import LIMITS
+from quire.server.errors import InvalidRequest, UnsupportedMediaType, UnsupportedParameter
+from quire.server.openai.request_model import RequestModel
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=RequestModel)
+
+MAX_SHOWN_CHARACTERS = 64
+MAX_SHOWN_FIELDS = 16
+
+
+async def read_request(http: Request, kind: type[R]) -> R:
+    """The body as a `kind`.
+
+    Raises:
+        UnsupportedMediaType: not application/json.
+        InvalidRequest, UnsupportedParameter: as `parse`.
+    """
+    media_type = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        shown = media_type[:MAX_SHOWN_CHARACTERS] or "missing"
+        raise UnsupportedMediaType(f"Content-Type must be application/json, not {shown}")
+    return parse(await http.body(), kind)
+
+
+def parse(body: bytes, kind: type[R]) -> R:
+    """Raises InvalidRequest or UnsupportedParameter naming the first field at fault."""
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(
+            f"The body is not valid JSON (line {error.lineno}, column {error.colno})",
+            code="invalid_json",
+        ) from None
+    if not isinstance(data, dict):
+        raise InvalidRequest("The body must be a JSON object")
+    # Each level opens with a bracket, so few brackets (in strings or not) mean few levels.
+    if body.count(b"{") + body.count(b"[") > LIMITS.json_depth:
+        _check_depth(data)
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        # pydantic's errors carry the whole input; chaining them would put prompts into the log.
+        raise _client_error(error) from None
+
+
+def warning_headers(request: RequestModel) -> dict[str, str]:
+    """The header that names fields nobody knows, which is also logged; none when all are known."""
+    names = [_shown_name(name) for name in request.unknown_fields()]
+    if not names:
+        return {}
+    shown = ", ".join(names[:MAX_SHOWN_FIELDS])
+    if len(names) > MAX_SHOWN_FIELDS:
+        shown += f" and {len(names) - MAX_SHOWN_FIELDS} more"
+    logger.warning("unknown fields ignored fields=%s", shown)
+    return {"x-quire-warning": f"unknown fields ignored: {shown}"}
+
+
+def _check_depth(data: Any) -> None:
+    level = [data]
+    for _ in range(LIMITS.json_depth):
+        level = [
+            item
+            for container in level
+            for item in (container.values() if isinstance(container, dict) else container)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return
+    raise InvalidRequest(f"The body is nested more than {LIMITS.json_depth} levels deep")
+
+
+def _client_error(error: ValidationError) -> InvalidRequest:
+    first = error.errors(include_url=False)[0]
+    context = first.get("ctx", {})
+    # A tag in angle brackets names the branch of a union, not a field.
+    parts = [str(part) for part in first["loc"] if not str(part).startswith("<")]
+    param = ".".join([*parts, *filter(None, [context.get("field")])])
+    if first["type"] == "unsupported":
+        return UnsupportedParameter(param, context["hint"])
+    if first["type"] == "missing":
+        return InvalidRequest(f"'{param}' is required", param=param, code="missing_field")
+    if first["type"] == "refused":
+        return InvalidRequest(f"'{param}' {first['msg']}", param=param, code="invalid_value")
+    message = first["msg"].removeprefix("Input ").rstrip(".")
+    return InvalidRequest(
+        f"'{param}' {message[:1].lower()}{message[1:]} (given: {_shown(first['input'])})",
+        param=param,
+        code="invalid_value",
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    text = orjson.dumps(value).decode()
+    if len(text) > MAX_SHOWN_CHARACTERS:
+        return f"{text[:MAX_SHOWN_CHARACTERS]}..."
+    return text
+
+
+def _shown_name(name: str) -> str:
+    """A field's name as a header can carry it."""
+    printable = (c if c.isascii() and c.isprintable() else "?" for c in name)
+    return "".join(printable)[:MAX_SHOWN_CHARACTERS]

@@ -1,0 +1,132 @@
+"""POST /v1/chat/completions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from quire.server.engine import Engine
+from quire.server.errors import InvalidRequest
+from quire.server.openai.admission import build_contexts, tokenize
+from quire.server.openai.body import read_request, warning_headers
+from quire.server.openai.generation import ChoiceDelta
+from quire.server.openai.logprobs import chat_logprobs
+from quire.server.openai.replies import ChatChoice, ChatChunkChoice, ChatLogprobs, Delta
+from quire.server.openai.reply_format import ReplyFormat
+from quire.server.openai.respond import respond
+from quire.server.openai.schema import ChatCompletionRequest, Message
+from quire.server.openai.served import ServedModel
+
+
+class ChatFormat(ReplyFormat):
+    """Messages, and in streams a role, pieces of content and an end without content."""
+
+    id_prefix = "chatcmpl"
+    whole_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def whole_choice(self, output: ChoiceDelta) -> ChatChoice:
+        return {
+            "index": output.index,
+            "message": {"role": "assistant", "content": output.text, "refusal": None},
+            "logprobs": self._logprobs(output),
+            "finish_reason": output.finish_reason,
+            "stop_reason": output.stop_reason,
+        }
+
+    def opening(self, index: int) -> list[Mapping[str, Any]]:
+        return [_chunk_choice(index, {"role": "assistant", "content": ""}, None)]
+
+    def pieces(self, delta: ChoiceDelta) -> list[Mapping[str, Any]]:
+        pieces: list[Mapping[str, Any]] = []
+        if delta.text or delta.logprobs:
+            content: Delta = {"content": delta.text} if delta.text else {}
+            pieces.append(_chunk_choice(delta.index, content, self._logprobs(delta)))
+        if delta.finish_reason is not None:
+            end = _chunk_choice(delta.index, {}, None)
+            end["finish_reason"] = delta.finish_reason
+            end["stop_reason"] = delta.stop_reason
+            pieces.append(end)
+        return pieces
+
+    def _logprobs(self, delta: ChoiceDelta) -> ChatLogprobs | None:
+        if not delta.logprobs:
+            return None
+        return chat_logprobs(self.tokenizer, delta.tokens, delta.logprobs)
+
+
+def _chunk_choice(index: int, delta: Delta, logprobs: ChatLogprobs | None) -> ChatChunkChoice:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+
+
+async def create_chat_completion(http: Request) -> Response:
+    """Generate replies to a conversation."""
+    engine: Engine = http.app.state.engine
+    engine.check_available()
+    served: ServedModel = http.app.state.served
+    request = await read_request(http, ChatCompletionRequest)
+    model = served.resolve(request.model)
+    template = served.tokenizer.chat_template
+    if template is None:
+        raise InvalidRequest(
+            f"The model '{model}' has no chat template; use /v1/completions", param="messages"
+        )
+    unknown = sorted(request.chat_template_kwargs.keys() - template.options)
+    if unknown:
+        known = ", ".join(sorted(template.options)) or "none"
+        raise InvalidRequest(
+            f"'chat_template_kwargs.{unknown[0]}' is not read by this model's chat template, "
+            f"which knows: {known}",
+            param=f"chat_template_kwargs.{unknown[0]}",
+            code="invalid_value",
+        )
+    messages = template_messages(request.messages, knows_developer=template.knows_developer)
+    ids = await tokenize(
+        engine,
+        "messages",
+        lambda max_length: served.tokenizer.encode_chat(
+            messages,
+            request.chat_template_kwargs,
+            add_generation_prompt=request.add_generation_prompt,
+            max_tokens=max_length,
+        ),
+    )
+    contexts = build_contexts(
+        engine, served, request, [ids], param="messages", default_max_tokens=None
+    )
+    return await respond(
+        http,
+        request,
+        contexts,
+        ChatFormat(served, model),
+        starts_fresh=True,
+        headers=warning_headers(request),
+    )
+
+
+def template_messages(
+    messages: Sequence[Message], *, knows_developer: bool
+) -> list[dict[str, Any]]:
+    """The messages as templates expect them.
+
+    Templates that do not know the role developer drop or refuse it; to them it is system, whose
+    place it took in OpenAI's interface.
+    """
+    rows: list[dict[str, Any]] = []
+    for message in messages:
+        is_renamed = message.role == "developer" and not knows_developer
+        row: dict[str, Any] = {
+            "role": "system" if is_renamed else message.role,
+            "content": message.text,
+        }
+        reasoning = message.reasoning_content or message.reasoning
+        for name, value in (
+            ("name", message.name),
+            ("tool_call_id", message.tool_call_id),
+            ("reasoning_content", reasoning),
+        ):
+            if value is not None:
+                row[name] = value
+        rows.append(row)
+    return rows

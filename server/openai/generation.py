@@ -1,0 +1,182 @@
+"""`Generation`: the choices of one request, from submission to the last token or the client's leave."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.types import Receive
+
+from quire.pipelines.core.context import TextContext
+from quire.pipelines.core.logprobs import LogProbabilities
+from quire.pipelines.core.status import TextGenerationStatus
+from quire.pipelines.text.text_stream import FinishReason, TextStream
+from quire.pipelines.tokenizer import TextTokenizer
+from quire.server.engine import Engine, TokenChunk, TokenStream
+from quire.server.errors import GenerationFailed, InternalError
+from quire.server.openai.replies import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceDelta:
+    """What a choice gained. `logprobs` is empty when the request did not ask for them."""
+
+    index: int
+    text: str
+    tokens: list[int]
+    logprobs: list[LogProbabilities]
+    offsets: list[int]
+    """Characters of the choice's text before each token."""
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+
+class _Choice:
+    """One token stream and the text made of it."""
+
+    def __init__(self, index: int, stream: TokenStream, text: TextStream) -> None:
+        self.index = index
+        self.stream = stream
+        self.num_tokens = 0
+        self._text = text
+
+    def feed(self, chunk: TokenChunk) -> ChoiceDelta:
+        if chunk.status is TextGenerationStatus.FAILED:
+            raise GenerationFailed("The model failed on this request")
+        delta = self._text.feed(chunk.tokens, chunk.status)
+        self.num_tokens += delta.num_tokens
+        return ChoiceDelta(
+            self.index,
+            delta.text,
+            chunk.tokens[: delta.num_tokens],
+            chunk.logprobs[: delta.num_tokens],
+            delta.offsets,
+            delta.finish_reason,
+            delta.stop_reason,
+        )
+
+
+class Generation:
+    """Reads the token streams of all choices side by side.
+
+    One delta waits at most; while it does, the streams gather tokens, so a slow reader gets fewer
+    and larger deltas instead of a growing queue. Whoever creates one closes it.
+
+    `starts_fresh`: see `TextStream`. `choices_per_prompt`: contexts that share a prompt, in a row.
+
+    Raises:
+        Overloaded, EngineUnavailable: from the engine, at construction.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        contexts: Sequence[TextContext],
+        tokenizer: TextTokenizer,
+        *,
+        choices_per_prompt: int,
+        starts_fresh: bool,
+    ) -> None:
+        self._choices = [
+            _Choice(
+                index,
+                stream,
+                TextStream(tokenizer, stream.context.params, starts_fresh=starts_fresh),
+            )
+            for index, stream in enumerate(engine.submit(contexts))
+        ]
+        self._first_choices = self._choices[::choices_per_prompt]
+        self._unfinished = len(self._choices)
+        self._deltas: asyncio.Queue[ChoiceDelta | Exception | None] = asyncio.Queue(maxsize=1)
+        self._peeked: ChoiceDelta | None = None
+        self._closed = False
+        self._watcher: asyncio.Task[None] | None = None
+        self._readers = [asyncio.create_task(self._read(choice)) for choice in self._choices]
+
+    @property
+    def num_choices(self) -> int:
+        return len(self._choices)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every choice came to its end and was read."""
+        return self._unfinished == 0
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far. A prompt counts once, whatever the number of its choices."""
+        prompt = sum(choice.stream.context.tokens.prompt_length for choice in self._first_choices)
+        completion = sum(choice.num_tokens for choice in self._choices)
+        cached = sum(choice.stream.cached_tokens for choice in self._first_choices)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+    def close_on_disconnect(self, receive: Receive) -> None:
+        """Close as soon as the client has left. The request's body must have been read."""
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self.close()
+
+        self._watcher = asyncio.create_task(watch())
+
+    async def wait_for_output(self) -> bool:
+        """Wait until the engine has produced something; False if the client left before.
+
+        Raises:
+            ApiError: the engine could not begin, so the reply can still be an HTTP error.
+        """
+        self._peeked = await self.next()
+        return self._peeked is not None
+
+    async def next(self) -> ChoiceDelta | None:
+        """The next delta of any choice; None when all are complete or this is closed.
+
+        May be cancelled without losing a delta.
+
+        Raises:
+            ApiError: a choice cannot be finished.
+        """
+        if self._peeked is not None:
+            delta, self._peeked = self._peeked, None
+            return delta
+        if self._closed or self.is_complete:
+            return None
+        item = await self._deltas.get()
+        if isinstance(item, Exception):
+            self.close()
+            raise item
+        if item is not None and item.finish_reason is not None:
+            self._unfinished -= 1
+        return item
+
+    def close(self) -> None:
+        """Stop whatever still runs; safe to call at any time, more than once."""
+        if self._closed:
+            return
+        self._closed = True
+        for reader in self._readers:
+            reader.cancel()
+        for choice in self._choices:
+            choice.stream.close()
+        if self._watcher is not None and self._watcher is not asyncio.current_task():
+            self._watcher.cancel()
+        if self._deltas.empty():
+            self._deltas.put_nowait(None)
+
+    async def _read(self, choice: _Choice) -> None:
+        try:
+            async for chunk in choice.stream:
+                delta = choice.feed(chunk)
+                if delta.finish_reason is not None:
+                    choice.stream.close(stopped=isinstance(delta.stop_reason, str))
+                    await self._deltas.put(delta)
+                    return
+                await self._deltas.put(delta)
+            raise InternalError("The engine ended a stream without saying why")
+        except Exception as error:  # noqa: BLE001 - raised again by `next`
+            await self._deltas.put(error)

@@ -1,0 +1,162 @@
+"""Fields that clients send and Quire does not serve: refused by name unless they ask for nothing.
+
+A field that gets implemented moves from here to `schema`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import PydanticCustomError
+
+
+@dataclass(frozen=True)
+class Harmless:
+    """The values of an unsupported field that change nothing, so that they are accepted."""
+
+    values: tuple[Any, ...] = ()
+    hint: str = ""
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises the error that becomes `UnsupportedParameter`."""
+        if not any(type(value) is type(known) and value == known for known in self.values):
+            raise unsupported(name, self.hint)
+
+
+def unsupported(field: str, hint: str = "") -> PydanticCustomError:
+    """The error to raise in a validator for `field` of the object being validated."""
+    return PydanticCustomError("unsupported", "{hint}", {"hint": hint, "field": field})
+
+
+NEVER = Harmless()
+OFF = Harmless((False,))
+ON = Harmless((True,))
+EMPTY = Harmless(([], {}, ""))
+_CONSTRAINED = Harmless(hint="constrained output is not served")
+_TOOLS = "tools are not served"
+_SAMPLER = "see top_k, top_p, min_p, temperature and the penalties"
+
+SAMPLING: Mapping[str, Harmless] = {
+    "best_of": Harmless((1,), "use n"),
+    "use_beam_search": OFF,
+    "beam_width": NEVER,
+    "length_penalty": Harmless((1, 1.0)),
+    "early_stopping": OFF,
+    "logit_bias": EMPTY,
+    "allowed_token_ids": NEVER,
+    "bad_words": EMPTY,
+    "logits_processors": EMPTY,
+    "custom_logit_processor": NEVER,
+    "logprob_token_ids": NEVER,
+    "token_ids_logprob": NEVER,
+    "prompt_logprobs": NEVER,
+    "include_stop_str_in_output": OFF,
+    "no_stop_trim": OFF,
+    "stop_regex": NEVER,
+    "skip_special_tokens": ON,
+    "spaces_between_special_tokens": Harmless((True, False)),
+    "truncate_prompt_tokens": NEVER,
+    "truncation_side": NEVER,
+    "repetition_detection": NEVER,
+    "watermark": OFF,
+    "repeat_penalty": Harmless((1, 1.0), "use repetition_penalty"),
+    "typical_p": Harmless((1, 1.0), _SAMPLER),
+    "top_n_sigma": Harmless((-1, -1.0), _SAMPLER),
+    "mirostat": Harmless((0,), _SAMPLER),
+    "dynatemp_range": Harmless((0, 0.0), _SAMPLER),
+    "dry_multiplier": Harmless((0, 0.0), _SAMPLER),
+    "xtc_probability": Harmless((0, 0.0), _SAMPLER),
+    "samplers": Harmless(hint=_SAMPLER),
+    "n_predict": Harmless(hint="use max_tokens"),
+    "max_new_tokens": Harmless(hint="use max_tokens"),
+    "min_new_tokens": Harmless(hint="use min_tokens"),
+    "n_probs": Harmless((0,), "use logprobs"),
+}
+
+CONSTRAINTS: Mapping[str, Harmless] = {
+    "response_format": Harmless(({"type": "text"},), _CONSTRAINED.hint),
+    **dict.fromkeys(
+        (
+            "structured_outputs",
+            "guided_json",
+            "guided_regex",
+            "guided_choice",
+            "guided_grammar",
+            "guided_decoding_backend",
+            "guided_whitespace_pattern",
+            "json_schema",
+            "regex",
+            "ebnf",
+            "grammar",
+            "structural_tag",
+        ),
+        _CONSTRAINED,
+    ),
+}
+
+ENGINE: Mapping[str, Harmless] = {
+    "prompt_embeds": NEVER,
+    "input_embeds": NEVER,
+    "return_token_ids": OFF,
+    "return_tokens_as_token_ids": OFF,
+    "return_hidden_states": OFF,
+    "kv_transfer_params": NEVER,
+    "cache_prompt": ON,
+    "id_slot": Harmless((-1,)),
+    "lora_path": NEVER,
+    "session_id": NEVER,
+    "session_params": NEVER,
+    "vllm_xargs": EMPTY,
+    "service_tier": Harmless(("auto", "default")),
+}
+
+COMPLETION: Mapping[str, Harmless] = {
+    **SAMPLING,
+    **CONSTRAINTS,
+    **ENGINE,
+    "suffix": Harmless(("",), "this server does not fill in the middle"),
+}
+
+CHAT: Mapping[str, Harmless] = {
+    **SAMPLING,
+    **CONSTRAINTS,
+    **ENGINE,
+    "tools": Harmless(([],), _TOOLS),
+    "tool_choice": Harmless(("none",), _TOOLS),
+    "parallel_tool_calls": Harmless((True, False)),
+    "functions": Harmless(([],), _TOOLS),
+    "function_call": Harmless(("none",), _TOOLS),
+    "modalities": Harmless((["text"],), "only text is served"),
+    "audio": NEVER,
+    "prediction": NEVER,
+    "web_search_options": NEVER,
+    "reasoning": NEVER,
+    "reasoning_effort": Harmless(hint="see chat_template_kwargs"),
+    "include_reasoning": ON,
+    "separate_reasoning": ON,
+    "thinking_token_budget": NEVER,
+    "echo": OFF,
+    "add_special_tokens": OFF,
+    "continue_final_message": OFF,
+    "chat_template": Harmless(hint="the model's own is used"),
+    "documents": EMPTY,
+    "mm_processor_kwargs": EMPTY,
+    "media_io_kwargs": EMPTY,
+}
+
+MESSAGE: Mapping[str, Harmless] = {
+    "tool_calls": Harmless(([],), _TOOLS),
+    "function_call": Harmless(hint=_TOOLS),
+    "audio": NEVER,
+}
+
+NO_EFFECT: Mapping[str, type] = {
+    "user": str,
+    "metadata": dict,
+    "store": bool,
+    "safety_identifier": str,
+    "prompt_cache_key": str,
+    "prompt_cache_retention": str,
+    "prompt_cache_options": dict,
+}
+"""They tell the server about the caller; the reply is the same without them."""

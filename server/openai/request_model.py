@@ -1,0 +1,76 @@
+"""`RequestModel`: how every object in a request is checked.
+
+Types are strict ("5" and true are not 5), null means the default, a field that Quire does not serve
+is refused by name, and a field that nobody knows is kept aside to be reported.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+from quire.server.openai.known_fields import Harmless
+
+
+class RequestModel(BaseModel):
+    """Base of the request objects.
+
+    `unsupported` names fields of OpenAI or a peer that Quire does not serve, with the values that
+    ask for nothing; `without_effect` fields that only tell the server something, with their type.
+    """
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="allow",
+        frozen=True,
+        protected_namespaces=(),
+        json_schema_extra=lambda schema: _make_nullable(schema),
+    )
+
+    unsupported: ClassVar[Mapping[str, Harmless]] = {}
+    without_effect: ClassVar[Mapping[str, type]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_known(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        kept: dict[str, Any] = {}
+        for name, value in data.items():
+            if value is None:
+                continue
+            if name in cls.unsupported:
+                cls.unsupported[name].check(name, value)
+            elif name in cls.without_effect:
+                kind = cls.without_effect[name]
+                if not isinstance(value, kind):
+                    raise refusal(name, f"must be of type {kind.__name__}")
+            else:
+                kept[name] = value
+        return kept
+
+    def unknown_fields(self, path: str = "") -> Iterator[str]:
+        """Dotted paths of the fields that nothing here reads."""
+        for name in self.model_extra or {}:
+            yield f"{path}{name}"
+        for name in self.model_fields_set:
+            value = getattr(self, name)
+            items = enumerate(value) if isinstance(value, list) else [(None, value)]
+            for index, item in items:
+                if isinstance(item, RequestModel):
+                    place = name if index is None else f"{name}.{index}"
+                    yield from item.unknown_fields(f"{path}{place}.")
+
+
+def refusal(field: str, message: str) -> PydanticCustomError:
+    """The error to raise in a validator when `field` is wrong; the message follows its name."""
+    return PydanticCustomError("refused", "{message}", {"message": message, "field": field})
+
+
+def _make_nullable(schema: dict[str, Any]) -> None:
+    required, null = schema.get("required", ()), {"type": "null"}
+    for name, field in schema.get("properties", {}).items():
+        if name not in required and null not in field.get("anyOf", ()):
+            outer = {key: field.pop(key) for key in ("default", "description") if key in field}
+            schema["properties"][name] = {"anyOf": [dict(field), null], **outer}

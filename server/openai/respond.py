@@ -1,0 +1,69 @@
+"""The part of an endpoint after its contexts exist: run them, then reply whole or as a stream."""
+
+from collections.abc import Mapping, Sequence
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from quire.pipelines.core.context import TextContext
+from quire.server.openai.generation import ChoiceDelta, Generation
+from quire.server.openai.reply_format import ReplyFormat
+from quire.server.openai.schema import GenerationRequest, StreamOptions
+from quire.server.openai.sse import EventStream
+
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a client that left; seen by logs and metrics only."""
+
+
+async def respond(
+    http: Request,
+    request: GenerationRequest,
+    contexts: Sequence[TextContext],
+    reply: ReplyFormat,
+    *,
+    starts_fresh: bool,
+    headers: Mapping[str, str],
+) -> Response:
+    """The reply to `request`. Its status is decided by the engine's first output.
+
+    Raises:
+        ApiError: the engine refused the contexts, or failed before a byte was sent.
+    """
+    generation = Generation(
+        http.app.state.engine,
+        contexts,
+        reply.tokenizer,
+        choices_per_prompt=request.n,
+        starts_fresh=starts_fresh,
+    )
+    is_handed_over = False
+    try:
+        generation.close_on_disconnect(http.receive)
+        if not await generation.wait_for_output():
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        if not request.stream:
+            return await _whole(generation, reply, headers)
+        is_handed_over = True
+        return EventStream(
+            generation,
+            reply,
+            request.stream_options or StreamOptions(),
+            heartbeat=http.app.state.settings.stream_heartbeat,
+            headers=headers,
+        )
+    finally:
+        if not is_handed_over:
+            generation.close()
+
+
+async def _whole(
+    generation: Generation, reply: ReplyFormat, headers: Mapping[str, str]
+) -> Response:
+    deltas: list[list[ChoiceDelta]] = [[] for _ in range(generation.num_choices)]
+    while (delta := await generation.next()) is not None:
+        deltas[delta.index].append(delta)
+    if not generation.is_complete:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    body = orjson.dumps(reply.whole(deltas, generation.usage))
+    return Response(body, media_type="application/json", headers=dict(headers))

@@ -1,0 +1,247 @@
+"""What a client may send. A field is one line here and its use; see `known_fields` for the others."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from quire.config.limits import LIMITS
+from quire.pipelines.core.sampling_params import MAX_SEED
+from quire.server.openai import known_fields
+from quire.server.openai.known_fields import Harmless, unsupported
+from quire.server.openai.request_model import RequestModel, refusal
+
+DEFAULT_COMPLETION_TOKENS = 16
+_INT32 = 2**31 - 1
+
+Prompt = str | list[int]
+TokenId = Annotated[int, Field(ge=0, le=_INT32)]
+StopString = Annotated[str, Field(min_length=1, max_length=LIMITS.stop_string_chars)]
+
+
+def number(default: float, **bounds: float) -> Any:
+    """A finite number within `bounds` (gt, ge, le)."""
+    return Field(default, allow_inf_nan=False, **bounds)  # type: ignore[call-overload]
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _is_token_list(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int for item in value)
+
+
+def _prompts(value: Any) -> list[Prompt]:
+    """One prompt or a list of them, each a string or token ids, as a list."""
+    one = isinstance(value, str) or (_is_token_list(value) and value != [])
+    prompts = [value] if one else value
+    if not isinstance(prompts, list) or not (
+        all(isinstance(prompt, str) for prompt in prompts) or all(map(_is_token_list, prompts))
+    ):
+        raise refusal("", "must be a string, a list of strings, token ids, or a list of token ids")
+    if not prompts or not all(prompts):
+        raise refusal("", "must not be empty")
+    if len(prompts) > LIMITS.prompts:
+        raise refusal("", f"must hold at most {LIMITS.prompts} prompts, not {len(prompts)}")
+    return prompts
+
+
+_PROMPT_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        *(
+            {"type": "array", "items": items, "minItems": 1, "maxItems": LIMITS.prompts}
+            for items in (
+                {"type": "string", "minLength": 1},
+                {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+            )
+        ),
+        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+    ]
+}
+_STOP_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "minLength": 1, "maxLength": LIMITS.stop_string_chars},
+        {
+            "type": "array",
+            "items": {"type": "string", "minLength": 1, "maxLength": LIMITS.stop_string_chars},
+            "maxItems": LIMITS.stop_strings,
+        },
+    ]
+}
+
+
+class StreamOptions(RequestModel):
+    """`include_usage`: a last chunk with the usage; `continuous_usage_stats`: usage on each."""
+
+    without_effect: ClassVar[Mapping[str, type]] = {"include_obfuscation": bool}
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class GenerationRequest(RequestModel):
+    """What completions and chat completions have in common."""
+
+    without_effect: ClassVar[Mapping[str, type]] = known_fields.NO_EFFECT
+
+    model: str | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    min_tokens: int = Field(0, ge=0)
+    n: int = Field(1, ge=1, le=LIMITS.n)
+    temperature: float = number(1.0, ge=0.0, le=2.0)
+    top_p: float = number(1.0, gt=0.0, le=1.0)
+    top_k: int = Field(-1, ge=-1, le=_INT32, description="0 and -1 keep every token.")
+    min_p: float = number(0.0, ge=0.0, le=1.0)
+    repetition_penalty: float = number(1.0, gt=0.0)
+    presence_penalty: float = number(0.0, ge=-2.0, le=2.0)
+    frequency_penalty: float = number(0.0, ge=-2.0, le=2.0)
+    seed: int | None = Field(
+        None, ge=-MAX_SEED - 1, le=MAX_SEED, description="-1 and null: a random one."
+    )
+    stop: Annotated[list[StopString], BeforeValidator(_listed), WithJsonSchema(_STOP_SCHEMA)] = (
+        Field([], max_length=LIMITS.stop_strings)
+    )
+    stop_token_ids: list[TokenId] = Field([], max_length=LIMITS.stop_token_ids)
+    ignore_eos: bool = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    priority: int = Field(0, ge=-_INT32, le=_INT32, description="Lower runs first.")
+    cache_salt: str | None = Field(None, min_length=1)
+
+    @property
+    def token_limit(self) -> tuple[str, int | None]:
+        """The field that bounds the output, and its value."""
+        return "max_tokens", self.max_tokens
+
+    @property
+    @abstractmethod
+    def num_logprobs(self) -> int | None:
+        """Most likely tokens to report per token; None reports nothing."""
+
+    @field_validator("cache_salt")
+    @classmethod
+    def _short_salt(cls, value: str | None) -> str | None:
+        if value is not None and len(value.encode()) > LIMITS.cache_salt_bytes:
+            limit = LIMITS.cache_salt_bytes
+            raise refusal("", f"must be at most {limit} bytes, not {len(value.encode())}")
+        return value
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise refusal("stream_options", "needs stream to be true")
+        name, limit = self.token_limit
+        if limit is not None and self.min_tokens > limit:
+            raise refusal("min_tokens", f"must be at most {name} {limit}, not {self.min_tokens}")
+        return self
+
+
+class CompletionRequest(GenerationRequest):
+    """The body of POST /v1/completions."""
+
+    unsupported: ClassVar[Mapping[str, Harmless]] = known_fields.COMPLETION
+
+    prompt: Annotated[list[Prompt], PlainValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
+    logprobs: int | None = Field(None, ge=0, le=LIMITS.logprobs)
+    echo: bool = False
+    add_special_tokens: bool = True
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @model_validator(mode="after")
+    def _prompts_agree(self) -> Self:
+        if self.echo and self.logprobs is not None:
+            raise unsupported("echo", "log-probabilities of the prompt are not served")
+        choices = self.n * len(self.prompt)
+        if choices > LIMITS.choices:
+            raise refusal(
+                "n", f"times the number of prompts must be at most {LIMITS.choices}, not {choices}"
+            )
+        return self
+
+
+class TextPart(RequestModel):
+    """A piece of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _only_text(cls, value: Any) -> Any:
+        if value in ("image_url", "input_audio", "audio_url", "video_url", "file", "refusal"):
+            raise unsupported("", "only text parts are served")
+        return value
+
+
+def _content_kind(value: Any) -> str:
+    return "<parts>" if isinstance(value, list) else "<text>"
+
+
+class Message(RequestModel):
+    """One message of a conversation. `reasoning` is another name of `reasoning_content`."""
+
+    unsupported: ClassVar[Mapping[str, Harmless]] = known_fields.MESSAGE
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[
+        Annotated[str, Tag("<text>")]
+        | Annotated[list[TextPart], Field(min_length=1), Tag("<parts>")],
+        Discriminator(_content_kind),
+    ]
+    name: str | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The content as one string; parts are joined by line breaks."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content)
+
+
+class ChatCompletionRequest(GenerationRequest):
+    """The body of POST /v1/chat/completions."""
+
+    unsupported: ClassVar[Mapping[str, Harmless]] = known_fields.CHAT
+
+    messages: list[Message] = Field(min_length=1, max_length=LIMITS.messages)
+    max_completion_tokens: int | None = Field(None, ge=1, description="Wins over max_tokens.")
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=LIMITS.logprobs)
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="Variables of the model's chat template; others are refused."
+    )
+
+    @property
+    def token_limit(self) -> tuple[str, int | None]:
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return "max_tokens", self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @model_validator(mode="after")
+    def _logprobs_agree(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise refusal("top_logprobs", "needs logprobs to be true")
+        return self

@@ -1,0 +1,58 @@
+"""`ServedModel`: what the API process knows about the model it serves."""
+
+import hashlib
+import importlib.metadata
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from quire.pipelines.architectures.spec import load_model_spec
+from quire.pipelines.tokenizer import TextTokenizer
+from quire.server.errors import ModelNotFound
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """The names clients may use, and what turns their text into tokens and back.
+
+    `vocab_size` is the width of the logits: every token id is below it.
+    `system_fingerprint` changes with the model's configuration and with Quire's version.
+    """
+
+    names: Sequence[str]
+    tokenizer: TextTokenizer
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    system_fingerprint: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def from_folder(cls, folder: Path, names: Sequence[str]) -> "ServedModel":
+        """Read the tokenizer and the configuration of a model folder.
+
+        Raises:
+            ModelError: a file is missing or wrong.
+        """
+        spec = load_model_spec(folder)
+        digest = hashlib.sha256((folder / "config.json").read_bytes())
+        digest.update(importlib.metadata.version("quire").encode())
+        return cls(
+            names=tuple(names),
+            tokenizer=TextTokenizer.from_folder(folder),
+            vocab_size=spec.vocab_size,
+            eos_token_ids=spec.eos_token_ids,
+            system_fingerprint=f"fp_{digest.hexdigest()[:10]}",
+        )
+
+    def resolve(self, model: str | None) -> str:
+        """The name to reply under; without one, the first.
+
+        Raises:
+            ModelNotFound: not one of the names.
+        """
+        if model is None:
+            return self.names[0]
+        if model not in self.names:
+            raise ModelNotFound(model, self.names)
+        return model

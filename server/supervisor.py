@@ -1,0 +1,234 @@
+"""The supervisor: starts the model worker, watches it, replaces it, and takes it down with itself.
+
+Each worker is a fresh interpreter under its own epoch and socket, so that nothing of a dead one can
+reach the next. Its standard input carries the boot line and is the lifeline: end of file ends it.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import psutil
+import zmq
+import zmq.asyncio
+
+from quire.config.errors import ConfigError, EngineLost, ModelError, QuireError
+from quire.config.settings import ModelSettings, ServeSettings
+from quire.pipelines.core.messages import (
+    Fatal,
+    FromWorker,
+    Progress,
+    Ready,
+    StepOutput,
+    ToWorker,
+)
+from quire.pipelines.worker.boot import Boot
+from quire.server.engine_client import EngineClient, ProtocolError
+from quire.server.errors import EngineUnavailable
+from quire.server.lifecycle import Lifecycle
+
+logger = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 256 * 1024**2
+RESTARTS_PER_MINUTE = 5
+_DIRECTORY_PREFIX = "quire-"
+
+
+class Supervisor:
+    """Owns the worker process and its socket; tells `EngineClient` what arrives.
+
+    `failure` holds the error that ended it, when it gave up.
+    """
+
+    def __init__(
+        self, settings: ServeSettings, folder: Path, client: EngineClient, lifecycle: Lifecycle
+    ) -> None:
+        self.failure: QuireError | None = None
+        self._settings = settings
+        self._folder = folder
+        self._client = client
+        self._lifecycle = lifecycle
+        self._epoch = 0
+        self._process: asyncio.subprocess.Process | None = None
+        self._deaths: deque[float] = deque(maxlen=RESTARTS_PER_MINUTE)
+        self._stopping = False
+        _sweep_stale_directories()
+        # mkdtemp makes it 0700: only this user can reach the sockets.
+        self._directory = Path(tempfile.mkdtemp(prefix=f"{_DIRECTORY_PREFIX}{os.getpid()}-"))
+        self._zmq = zmq.asyncio.Context()
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(FromWorker)
+
+    async def run(self) -> None:
+        """Keep one worker alive until `stop`; returns early, with `failure` set, on giving up."""
+        try:
+            while not self._stopping and self.failure is None:
+                await self._run_one_worker()
+                if not self._stopping and self.failure is None:
+                    await self._back_off()
+        finally:
+            await self._kill()
+            self._zmq.destroy(linger=0)
+            shutil.rmtree(self._directory, ignore_errors=True)
+            if self.failure is not None:
+                self._client.fail_all(EngineUnavailable("The engine is lost", 30.0))
+
+    async def stop(self) -> None:
+        """Ask the worker to leave, then make it; `run` returns."""
+        self._stopping = True
+        process = self._process
+        if process is not None and process.stdin is not None:
+            process.stdin.close()
+
+    def kill_worker(self, reason: str) -> None:
+        """SIGKILL the worker; it is replaced as after any death."""
+        if self._process is not None and self._process.returncode is None:
+            logger.error("killing worker pid=%d reason=%s", self._process.pid, reason)
+            self._process.kill()
+
+    async def _run_one_worker(self) -> None:
+        self._epoch += 1
+        endpoint = f"ipc://{self._directory}/{self._epoch}"
+        socket = self._zmq.socket(zmq.DEALER)
+        socket.set(zmq.SNDHWM, 0)
+        socket.set(zmq.RCVHWM, 0)
+        socket.set(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        socket.bind(endpoint)
+        receiver = watchdog = None
+        try:
+            self._process = await self._spawn(endpoint)
+            receiver = asyncio.create_task(self._receive(socket, self._epoch))
+            watchdog = asyncio.create_task(self._watch_progress())
+            code = await self._process.wait()
+            await self._drain_last_words(receiver)
+        finally:
+            for task in (receiver, watchdog):
+                if task is not None:
+                    task.cancel()
+            self._client.detach()
+            socket.close(linger=0)
+        if not self._stopping and self.failure is None:
+            self._note_death(code)
+
+    async def _spawn(self, endpoint: str) -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            "-m",
+            "quire.pipelines.worker",
+            stdin=asyncio.subprocess.PIPE,
+        )
+        fields = self._settings.model_dump(mode="json", include=set(ModelSettings.model_fields))
+        boot = Boot(self._epoch, endpoint, str(self._folder), fields)
+        assert process.stdin is not None
+        process.stdin.write(msgspec.json.encode(boot) + b"\n")
+        logger.info("worker started pid=%d epoch=%d", process.pid, self._epoch)
+        return process
+
+    async def _receive(self, socket: zmq.asyncio.Socket, epoch: int) -> None:
+        def send(message: ToWorker) -> None:
+            # The peer is connected (it spoke first) and there is no high-water mark: the message
+            # is queued in the socket at once, and the future is already done.
+            socket.send(self._encoder.encode(message))
+
+        while True:
+            frame = await socket.recv()
+            try:
+                message = self._decoder.decode(frame)
+                if message.epoch != epoch:
+                    raise ProtocolError(f"epoch {message.epoch} on the socket of epoch {epoch}")
+                match message:
+                    case StepOutput():
+                        self._client.receive(message)
+                    case Progress(phase=phase, fraction=fraction):
+                        self._lifecycle.on_progress(phase, fraction)
+                    case Ready():
+                        self._on_ready(message, send)
+                    case Fatal():
+                        self._on_fatal(message)
+            except (msgspec.DecodeError, ProtocolError) as error:
+                self.kill_worker(f"protocol: {error}")
+                return
+
+    def _on_ready(self, ready: Ready, send: Callable[[ToWorker], None]) -> None:
+        if not self._lifecycle.has_started:
+            logger.info("memory plan\n%s", ready.memory_table)
+        logger.info(
+            "worker ready pid=%d epoch=%d device=%s dtype=%s max_length=%d pages=%d page_size=%d",
+            ready.pid,
+            ready.epoch,
+            ready.device,
+            ready.dtype,
+            ready.max_length,
+            ready.num_pages,
+            ready.page_size,
+        )
+        self._client.attach(ready, send)
+        self._lifecycle.on_ready()
+
+    def _on_fatal(self, fatal: Fatal) -> None:
+        kinds = {ConfigError.exit_code: ConfigError, ModelError.exit_code: ModelError}
+        self.failure = kinds.get(fatal.exit_code, EngineLost)(fatal.message)
+
+    async def _drain_last_words(self, receiver: "asyncio.Task[None]") -> None:
+        # A dying worker's last frames may still be in the socket; they are valid tokens.
+        await asyncio.wait({receiver}, timeout=0.05)
+
+    def _note_death(self, code: int) -> None:
+        why = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        logger.error(
+            "worker died epoch=%d why=%s live_streams=%d", self._epoch, why, self._client.num_live
+        )
+        now = time.monotonic()
+        self._deaths.append(now)
+        if len(self._deaths) == RESTARTS_PER_MINUTE and now - self._deaths[0] < 60.0:
+            self.failure = EngineLost(
+                f"the model worker died {RESTARTS_PER_MINUTE} times in 60 s, last by {why}"
+            )
+        self._lifecycle.on_worker_lost(f"worker died: {why}")
+
+    async def _back_off(self) -> None:
+        # The first restart is immediate: a single death must cost streams as little as possible.
+        recent = sum(1 for death in self._deaths if time.monotonic() - death < 60.0)
+        if recent > 1:
+            await asyncio.sleep(0.25 * 2 ** (recent - 2))
+
+    async def _watch_progress(self) -> None:
+        limit = self._settings.worker_timeout
+        while True:
+            await asyncio.sleep(min(1.0, limit / 4))
+            silent = time.monotonic() - self._client.last_progress
+            if self._client.is_busy and silent > limit:
+                self.kill_worker(f"no progress for {silent:.1f} s, worker_timeout is {limit:g} s")
+
+    async def _kill(self) -> None:
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        try:
+            await asyncio.wait_for(process.wait(), 1.0)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+def _sweep_stale_directories() -> None:
+    """Remove what a SIGKILLed daemon of this user left behind."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_DIRECTORY_PREFIX}*-*"):
+        pid = path.name.removeprefix(_DIRECTORY_PREFIX).partition("-")[0]
+        if (
+            pid.isdecimal()
+            and path.is_dir()
+            and path.stat().st_uid == os.getuid()
+            and not psutil.pid_exists(int(pid))
+        ):
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,139 @@
+"""The command as a person types it: help at once, one-line errors, exit codes that mean something."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from quire.pipelines.hf import resolve_model
+
+
+def quire(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "quire.server", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def test_help_comes_within_half_a_second():
+    quire("--help")
+    started = time.perf_counter()
+
+    shown = quire("--help")
+
+    assert time.perf_counter() - started < 0.5
+    for command in "serve generate encode list warm-cache plan bench version".split():
+        assert f"  {command} " in shown.stdout
+
+
+def test_version_and_list():
+    assert quire("version").stdout.startswith("quire 0.")
+    rows = json.loads(quire("list", "--json").stdout)["architectures"]
+    names = {row["name"] for row in rows}
+    assert {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM"} <= names
+
+
+def test_plan_predicts_without_loading():
+    shown = quire("plan", "--hardware", "h200", "--max-batch-size", "32").stdout
+
+    for words in ("weights", "kv cache", "pages", "concurrency", "ms/step", "h200"):
+        assert words in shown, shown
+
+
+def test_generate_prints_text():
+    shown = quire("generate", "--prompt", "Count from one to five.", "--max-new-tokens", "40")
+
+    assert "one, two, three, four, five" in shown.stdout.lower(), shown.stderr
+
+
+def test_encode_prints_unit_vectors_that_tell_texts_apart():
+    shown = quire("encode", "--prompt", "a fox", "--prompt", "a fox", "--prompt", "one, two, three")
+
+    vectors = np.array([json.loads(line)["embedding"] for line in shown.stdout.splitlines()])
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 1, 1], abs=1e-5)
+    assert (vectors[0] == vectors[1]).all()
+    assert vectors[0] @ vectors[2] < 0.999
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["serve", "--port", "abc"], 2, ["port", "abc"]),
+        (["serve", "--dtype", "int3"], 2, ["dtype", "int3"]),
+        (["serve", "--max-length", "1"], 2, ["max_length", "1"]),
+        (["serve", "--config", "/nowhere.yaml"], 2, ["--config", "/nowhere.yaml"]),
+        (["serve", "--host", "0.0.0.0"], 2, ["--api-key-file", "--insecure"]),
+        (["serve", "--port", "0", "--max-length", "999999"], 2, ["max_length", "999999"]),
+        (["serve", "--port", "0", "--kv-cache-pages", "2", "--max-length", "512"], 2, ["pages"]),
+        (["serve", "--port", "0", "--model", "/nowhere"], 3, ["/nowhere"]),
+        (["serve", "--port", "0", "--device", "cuda"], 2, ["device", "cuda"]),
+        (["generate", "--prompt", "x", "--temperature", "3"], 2, ["temperature", "3"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_code_within_five_seconds(arguments, code, words):
+    started = time.perf_counter()
+
+    shown = quire(*arguments)
+
+    assert shown.returncode == code, shown.stderr
+    assert time.perf_counter() - started < 5.0
+    last = shown.stderr.strip().splitlines()[-1]
+    assert all(word in last for word in words), shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+def test_a_taken_port_is_told_before_anything_is_loaded():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        shown = quire("serve", "--port", str(port))
+
+    assert shown.returncode == 4
+    assert f"{port}" in shown.stderr and "in use" in shown.stderr
+
+
+def broken(tmp_path, change) -> str:
+    folder = tmp_path / "model"
+    shutil.copytree(resolve_model("quire-demo", None), folder)
+    change(folder)
+    return str(folder)
+
+
+def drop_key(folder, key):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    del config[key]
+    path.write_text(json.dumps(config))
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer.json"]),
+        (lambda folder: (folder / "config.json").unlink(), ["config.json"]),
+        (lambda folder: (folder / "config.json").write_text("{"), ["config.json"]),
+        (lambda folder: drop_key(folder, "num_hidden_layers"), ["num_hidden_layers"]),
+        (truncate, ["model.safetensors"]),
+        (lambda folder: (folder / "model.safetensors").unlink(), ["safetensors"]),
+    ],
+)
+def test_a_broken_model_folder_is_one_line_and_exit_code_3(tmp_path, change, words):
+    started = time.perf_counter()
+
+    shown = quire("serve", "--port", "0", "--model", broken(tmp_path, change))
+
+    assert shown.returncode == 3, shown.stderr
+    assert time.perf_counter() - started < 5.0
+    last = shown.stderr.strip().splitlines()[-1]
+    assert last.startswith("quire: error: ") and all(word in last for word in words), shown.stderr

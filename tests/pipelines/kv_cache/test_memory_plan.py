@@ -1,0 +1,199 @@
+"""The memory plan: sums, defaults, overrides, and the messages when something does not fit."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from quire.config.errors import ConfigError
+from quire.config.settings import ModelSettings
+from quire.pipelines.architectures.spec import ModelSpec, load_model_spec
+from quire.pipelines.kv_cache.memory_plan import MemoryPlan, format_bytes, plan_memory
+
+GIB = 1024**3
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 1000,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 1024,
+}
+
+PAGE_BYTES = 32 * 2 * 2 * 2 * 16 * 4
+"""page_size x (k and v) x layers x kv heads x head_dim x fp32"""
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> ModelSpec:
+    return make_spec(tmp_path)
+
+
+def make_spec(folder: Path, **fields: object) -> ModelSpec:
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **fields}))
+    return load_model_spec(folder)
+
+
+def plan(
+    spec: ModelSpec, memory: int, dtype: str = "float32", device_type: str = "cpu", **fields: object
+) -> MemoryPlan:
+    settings = ModelSettings.model_validate({"max_batch_size": 4, **fields})
+    return plan_memory(
+        spec, settings, dtype=dtype, device_type=device_type, device_memory_bytes=memory
+    )
+
+
+def bytes_of(memory_plan: MemoryPlan) -> dict[str, int]:
+    return {row.name: row.num_bytes for row in memory_plan.rows}
+
+
+def memory_for_pages(spec: ModelSpec, num_pages: float, **fields: object) -> int:
+    """Device memory of which all is used when `num_pages` pages are planned."""
+    rows = bytes_of(plan(spec, 64 * GIB, **fields))
+    return rows["weights"] + rows["activations"] + int(num_pages * PAGE_BYTES)
+
+
+def test_default_pages_are_twice_what_full_batches_need(spec: ModelSpec) -> None:
+    result = plan(spec, 64 * GIB)
+
+    assert result.num_pages == 2 * 4 * 1024 // 32
+    assert result.max_length == 1024
+    assert result.concurrency == 8.0
+    assert bytes_of(result)["kv_cache"] == result.num_pages * PAGE_BYTES
+    assert result.notes == ()
+
+
+def test_rows_add_up_to_no_more_than_the_usable_memory(spec: ModelSpec) -> None:
+    memory = memory_for_pages(spec, 100.5) * 2
+
+    result = plan(spec, memory, device_memory_utilization=0.5)
+
+    assert result.num_pages == 100
+    assert result.usable_bytes == memory // 2
+    left = result.usable_bytes - sum(bytes_of(result).values())
+    assert 0 <= left < PAGE_BYTES
+
+
+def test_weights_row_counts_parameters_and_rotary_table(spec: ModelSpec) -> None:
+    rotary = 1024 * 16 * 4
+
+    assert bytes_of(plan(spec, GIB))["weights"] == 4 * spec.num_parameters + rotary
+    assert bytes_of(plan(spec, GIB, "bfloat16"))["weights"] == 2 * spec.num_parameters + rotary
+
+
+def test_repacked_tied_head_is_counted_on_a_cpu_only(tmp_path: Path) -> None:
+    tied = make_spec(tmp_path, tie_word_embeddings=True)
+
+    on_cpu = bytes_of(plan(tied, GIB, "bfloat16", "cpu"))["weights"]
+    on_gpu = bytes_of(plan(tied, GIB, "bfloat16", "cuda"))["weights"]
+
+    assert on_cpu - on_gpu == 1000 * 64 * 2
+
+
+def test_given_pages_and_given_memory_override_the_default(spec: ModelSpec) -> None:
+    assert plan(spec, 64 * GIB, kv_cache_pages=40).num_pages == 40
+    assert plan(spec, 64 * GIB, kv_cache_memory=40 * PAGE_BYTES + 1).num_pages == 40
+
+
+def test_max_length_is_lowered_to_what_fits_and_the_plan_says_so(spec: ModelSpec) -> None:
+    result = plan(spec, memory_for_pages(spec, 10.5), device_memory_utilization=1.0)
+
+    assert (result.num_pages, result.max_length) == (10, 320)
+    assert result.concurrency == 1.0
+    note = "max_length is lowered from the model's 1024 to 320: "
+    note += "10 pages of KV memory are available, 32 are needed"
+    assert result.notes == (note,)
+
+
+def test_a_given_max_length_that_does_not_fit_is_an_error_with_the_way_out(
+    spec: ModelSpec,
+) -> None:
+    with pytest.raises(
+        ConfigError,
+        match="max_length 1000 needs 32 pages of KV memory, 10 are available: lower max_length "
+        "to 320, or raise kv_cache_pages",
+    ):
+        plan(spec, 64 * GIB, max_length=1000, kv_cache_pages=10)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_length": 1025}, "max_length 1025 exceeds.*max_position_embeddings 1024$"),
+        ({"kv_cache_pages": 9, "kv_cache_memory": GIB}, "kv_cache_pages and kv_cache_memory are"),
+        ({"kv_cache_memory": PAGE_BYTES - 1}, "kv_cache_memory 16.00 KiB is less than one page"),
+        ({"kv_cache_pages": 10**9}, "kv_cache_pages 1000000000 is 1000000000 pages;.* pages fit"),
+        (
+            {"max_batch_input_tokens": 16},
+            "max_batch_input_tokens 16 is less than page_size 32",
+        ),
+    ],
+)
+def test_contradicting_settings_are_named(
+    fields: dict[str, object], message: str, spec: ModelSpec
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(spec, 64 * GIB, **fields)
+
+
+def test_a_model_that_does_not_fit_is_an_error_with_all_numbers(spec: ModelSpec) -> None:
+    with pytest.raises(ConfigError, match=r"does not fit: weights .* exceed the 921.60 KiB"):
+        plan(spec, 1024**2)
+
+
+@pytest.mark.parametrize(
+    ("rope", "limit"),
+    [
+        ({"rope_type": "linear", "factor": 4.0}, 4096),
+        ({"rope_type": "dynamic", "factor": 2.0}, 2048),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}, 1024),
+        ({"rope_type": "yarn", "factor": 4.0}, 4096),
+    ],
+)
+def test_scaled_rope_allows_a_longer_max_length_when_asked(
+    rope: dict[str, object], limit: int, tmp_path: Path
+) -> None:
+    scaled = make_spec(tmp_path, rope_parameters=rope)
+
+    assert plan(scaled, 64 * GIB).max_length == 1024
+    assert plan(scaled, 64 * GIB, max_length=limit).max_length == limit
+    with pytest.raises(ConfigError, match=f"max_length {limit + 1} exceeds"):
+        plan(scaled, 64 * GIB, max_length=limit + 1)
+
+
+def test_table_shows_every_row_and_note(spec: ModelSpec) -> None:
+    result = plan(spec, memory_for_pages(spec, 10.5), device_memory_utilization=1.0)
+
+    lines = result.table().splitlines()
+
+    assert lines[0].split() == ["weights", *format_bytes(bytes_of(result)["weights"]).split()]
+    assert [line.split("  ")[0] for line in lines[:8]] == [
+        "weights",
+        "activations",
+        "kv cache",
+        "planned",
+        "usable",
+        "free on device",
+        "pages",
+        "max length",
+    ]
+    assert lines[-2].endswith("1.0 requests of max length")
+    assert lines[-1] == result.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1536, "1.50 KiB"),
+        (3 * GIB, "3.00 GiB"),
+        (2**52, "4096.00 TiB"),
+    ],
+)
+def test_bytes_are_shown_in_the_largest_fitting_unit(num_bytes: int, text: str) -> None:
+    assert format_bytes(num_bytes) == text

@@ -1,0 +1,66 @@
+"""`LLM`: the engine without HTTP."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from quire.config.errors import ConfigError
+from quire.pipelines.core.sampling_params import SamplingParams
+from quire.pipelines.llm import LLM
+
+
+@pytest.fixture(scope="module")
+def llm():
+    with LLM(max_batch_size=8, threads=1) as llm:
+        yield llm
+
+
+def test_prompts_are_answered_in_their_order(llm):
+    prompts = ["Count from one to five.", "Hello!", "Count from one to three."]
+
+    texts = llm.generate(prompts, max_new_tokens=40, use_tqdm=False, chat=True)
+
+    assert "one, two, three, four, five" in texts[0].lower()
+    assert texts == [llm.generate(p, 40, use_tqdm=False, chat=True)[0] for p in prompts]
+
+
+def test_threads_share_the_engine_and_get_their_own_texts(llm):
+    prompts = [f"{word} upon a time" for word in ("Once", "Twice", "Long", "Far", "One", "Two")] * 3
+    alone = {prompt: llm.generate(prompt, 24, use_tqdm=False) for prompt in set(prompts)}
+
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda prompt: llm.generate(prompt, 24, use_tqdm=False), prompts))
+
+    assert together == [alone[prompt] for prompt in prompts]
+
+
+def test_sampling_follows_the_seed_and_stops_at_stop_strings(llm):
+    hot = SamplingParams(temperature=1.2, max_new_tokens=30, seed=3)
+
+    (text,) = llm.generate("One day", params=hot, use_tqdm=False)
+    (again,) = llm.generate("One day", params=hot, use_tqdm=False)
+    stop = text[8:11]
+    stopping = SamplingParams(temperature=1.2, max_new_tokens=30, seed=3, stop=(stop,))
+    (cut,) = llm.generate("One day", params=stopping, use_tqdm=False)
+
+    assert text == again
+    assert cut == text[: text.index(stop)]
+
+
+@pytest.mark.parametrize("prompts", [[], "", ["fine", ""], "word " * 5000])
+def test_bad_prompts_are_refused(llm, prompts):
+    with pytest.raises(ValueError):
+        llm.generate(prompts, use_tqdm=False)
+
+
+def test_a_wrong_option_is_refused():
+    with pytest.raises(ConfigError, match="no_such"):
+        LLM(no_such=1)
+
+
+def test_a_closed_engine_says_so():
+    llm = LLM(threads=1)
+    llm.close()
+
+    with pytest.raises(RuntimeError, match="closed"):
+        llm.generate("x", use_tqdm=False)

@@ -1,0 +1,55 @@
+"""A whole model through the Triton kernels, in the interpreter, against the CPU path."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from quire.kernels.flash_attention_ragged.kernel import flash_attention_ragged_triton
+from quire.kernels.fused_qk_ragged_rope.kernel import fused_qk_ragged_rope_triton
+from quire.kernels.rms_norm.kernel import rms_norm_triton
+from quire.kernels.swish_glu.kernel import swish_glu_triton
+from quire.pipelines.nn import attention, mlp, norm
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("Llama", {"tie_word_embeddings": True}),
+        ("Qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
+        ("Qwen3", {"head_dim": 32}),
+    ],
+)
+def test_triton_kernels_and_cpu_give_the_same_model(
+    family: str,
+    fields: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    random_model: Callable[..., Any],
+    load: Callable[..., Any],
+    drive: Callable[..., Any],
+) -> None:
+    histories = [random.Random(seed).choices(range(211), k=40) for seed in range(2)]
+    steps = [[(0, 37)], [(0, 1), (1, 20)], [(0, 1), (1, 19)], [(0, 1), (1, 1)]]
+    loaded = load(random_model(family, num_hidden_layers=2, **fields), exact=False)
+    expected = drive(loaded).logits(histories, steps)
+    calls: list[str] = []
+    for module, name, kernel in (
+        (attention, "flash_attention_ragged", flash_attention_ragged_triton),
+        (attention, "fused_qk_ragged_rope", fused_qk_ragged_rope_triton),
+        (norm, "rms_norm", rms_norm_triton),
+        (mlp, "swish_glu", swish_glu_triton),
+    ):
+
+        def run(*args: Any, _name: str = name, _kernel: Any = kernel, **kwargs: Any) -> Any:
+            calls.append(_name)
+            return _kernel(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, run)
+
+    found = drive(loaded).logits(histories, steps)
+
+    assert len(set(calls)) == 4
+    for logits, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(logits, reference, rtol=0, atol=1e-4)
