@@ -16,9 +16,11 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 FROM base AS cpu-environment
 # PyPI's torch for Linux brings gigabytes of CUDA; the CPU build is on torch's own index.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+COPY constraints-cpu.txt /
 COPY --from=wheel /wheels /wheels
 RUN python -m venv /opt/quire \
-    && /opt/quire/bin/pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" /wheels/*.whl
+    && /opt/quire/bin/pip install --no-cache-dir --constraint /constraints-cpu.txt \
+        --extra-index-url "$TORCH_INDEX" /wheels/*.whl
 
 FROM base AS cuda-environment
 COPY --from=wheel /wheels /wheels

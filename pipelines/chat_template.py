@@ -5,7 +5,7 @@ internals, and what they print is capped. A request brings messages and options,
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar
 
@@ -40,7 +40,8 @@ class ChatTemplate:
         except TemplateError as error:
             raise ModelError(f"chat template: line {_line(error)}: {error.message}") from None
         self._special_tokens = dict(special_tokens)
-        self.options = frozenset(names - _RESERVED - self._special_tokens.keys())
+        own = _RESERVED | environment.globals.keys() | self._special_tokens.keys()
+        self.options = frozenset(names - own)
         """Names of the variables that a request may set."""
         self.knows_developer = "developer" in source
         """Whether messages of the role developer have a form of their own."""
@@ -60,10 +61,7 @@ class ChatTemplate:
             TextTooLong: more than `max_characters`.
         """
         options = options or {}
-        for name in options:
-            if name not in self.options:
-                known = ", ".join(sorted(self.options)) or "none"
-                raise ValueError(f"the chat template has no option '{name}' (it has: {known})")
+        self.check_options(options)
         variables = {
             **self._special_tokens,
             **options,
@@ -87,6 +85,13 @@ class ChatTemplate:
         except Exception as error:  # noqa: BLE001 - a template may divide by zero
             raise ValueError(f"{type(error).__name__} in the chat template") from None
         return "".join(pieces)
+
+    def check_options(self, options: Iterable[str]) -> None:
+        """Raises ValueError for a name that the template does not read or a request may not set."""
+        for name in options:
+            if name not in self.options:
+                known = ", ".join(sorted(self.options)) or "none"
+                raise ValueError(f"the chat template has no option '{name}' (it has: {known})")
 
 
 class _Generation(Extension):

@@ -23,6 +23,7 @@ from quire.server.app import build_app
 from quire.server.auth import load_api_keys
 from quire.server.engine_client import EngineClient
 from quire.server.errors import EngineUnavailable
+from quire.server.http_protocol import BoundedHttpProtocol
 from quire.server.lifecycle import Lifecycle
 from quire.server.metrics import Metrics
 from quire.server.openai.served import ServedModel
@@ -94,7 +95,9 @@ class Daemon:
             app.state.served = await _in_thread(
                 lambda: ServedModel.from_folder(folder, self._names)
             )
-            self._supervisor = Supervisor(settings, folder, self._client, self._lifecycle)
+            self._supervisor = Supervisor(
+                settings, folder, self._client, self._lifecycle, self._metrics
+            )
             await self._supervisor.run()
         except QuireError as error:
             self._failure = error
@@ -134,6 +137,7 @@ def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
         lifespan="off",
         log_config=None,
         access_log=False,
+        http=BoundedHttpProtocol,
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,

@@ -116,14 +116,11 @@ class EngineClient:
         if self._send is None:
             return
         self._send = None
-        self._metrics.on_worker_restart()
         for stream in list(self._live.values()):
             stream.resumes += 1
             if stream.resumes > MAX_RESUMES:
                 self._end(stream, GenerationFailed("The engine failed repeatedly on this request"))
         self._metrics.on_resumed(len(self._live))
-        if self._live:
-            logger.warning("worker lost streams_to_resume=%d", len(self._live))
 
     def receive(self, output: StepOutput) -> None:
         """Commit one step's tokens.

@@ -220,7 +220,7 @@ class Metrics:
     def _make_http(self) -> None:
         self._http_requests = Counter(
             "http_requests",
-            "HTTP requests; status 499: the client left before the end.",
+            "HTTP requests; status 499: the client left or stopped reading.",
             ["handler", "method", "status"],
             registry=self._registry,
         )

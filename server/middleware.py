@@ -31,7 +31,7 @@ BODY_SECONDS = 30.0
 """How long a body may take to arrive."""
 
 CLIENT_CLOSED_REQUEST = 499
-"""nginx's status for a client that left; only metrics and logs see it."""
+"""nginx's status for a client that left or stopped reading; only metrics and logs see it."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]+")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
@@ -75,6 +75,7 @@ class RequestMiddleware:
             await self._reply(error, exchange)
         except Exception:
             logger.exception("unhandled error in %s %s", scope["method"], exchange.handler)
+            exchange.has_failed = True
             if exchange.status is not None:
                 raise
             await self._reply(InternalError("The server failed; its log says why"), exchange)
@@ -89,7 +90,7 @@ class RequestMiddleware:
     def _finish(self, exchange: "_Exchange") -> None:
         seconds = time.monotonic() - exchange.began
         scope, status = exchange.scope, exchange.final_status
-        if status == CLIENT_CLOSED_REQUEST:
+        if exchange.is_disconnected:
             self._metrics.on_disconnect()
         self._metrics.on_http_request(exchange.handler, scope["method"], status, seconds)
         log_request_end(scope, status, seconds)
@@ -104,8 +105,11 @@ class _Exchange:
         self.status: int | None = None
         self._receive = receive
         self._send = send
+        self.is_disconnected = False
+        """Whether the client left before the reply was complete."""
+        self.has_failed = False
+        """Whether an error broke the reply."""
         self._is_complete = False
-        self._is_disconnected = False
         request_id = _request_id(scope)
         scope["quire.request_id"] = request_id
         REQUEST_ID.set(request_id)
@@ -121,12 +125,12 @@ class _Exchange:
     def final_status(self) -> int:
         if self._is_complete and self.status is not None:
             return self.status
-        return CLIENT_CLOSED_REQUEST if self._is_disconnected else InternalError.status
+        return InternalError.status if self.has_failed else CLIENT_CLOSED_REQUEST
 
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect" and not self._is_complete:
-            self._is_disconnected = True
+            self.is_disconnected = True
         return message
 
     async def send(self, message: Message) -> None:
@@ -137,7 +141,7 @@ class _Exchange:
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             # A reply that was given up on is finished too, but nobody read it.
-            self._is_complete = not self._is_disconnected
+            self._is_complete = not self.is_disconnected
 
 
 class BodyMiddleware:

@@ -35,6 +35,7 @@ from quire.pipelines.worker.boot import Boot
 from quire.server.engine_client import EngineClient, ProtocolError
 from quire.server.errors import EngineUnavailable
 from quire.server.lifecycle import Lifecycle
+from quire.server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +51,19 @@ class Supervisor:
     """
 
     def __init__(
-        self, settings: ServeSettings, folder: Path, client: EngineClient, lifecycle: Lifecycle
+        self,
+        settings: ServeSettings,
+        folder: Path,
+        client: EngineClient,
+        lifecycle: Lifecycle,
+        metrics: Metrics,
     ) -> None:
         self.failure: QuireError | None = None
         self._settings = settings
         self._folder = folder
         self._client = client
         self._lifecycle = lifecycle
+        self._metrics = metrics
         self._epoch = 0
         self._process: asyncio.subprocess.Process | None = None
         self._deaths: deque[float] = deque(maxlen=RESTARTS_PER_MINUTE)
@@ -190,10 +197,14 @@ class Supervisor:
         )
         now = time.monotonic()
         self._deaths.append(now)
+        if code > 0 and not self._lifecycle.has_started:
+            # It failed by itself before it ever served; the next would fail alike.
+            self.failure = EngineLost("the model worker failed to start; why is above")
         if len(self._deaths) == RESTARTS_PER_MINUTE and now - self._deaths[0] < 60.0:
             self.failure = EngineLost(
                 f"the model worker died {RESTARTS_PER_MINUTE} times in 60 s, last by {why}"
             )
+        self._metrics.on_worker_restart()
         self._lifecycle.on_worker_lost(f"worker died: {why}")
 
     async def _back_off(self) -> None:

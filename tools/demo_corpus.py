@@ -162,7 +162,7 @@ def conversation(rng: random.Random) -> list[Message]:
 
 
 def plain_text(rng: random.Random) -> str:
-    """Text without chat: mostly stories, some facts and number lines, as completions continue them."""
+    """Text without chat, as completions continue it: mostly stories, some facts and numbers."""
     draw = rng.random()
     if draw < 0.6:
         return demo_stories.story(rng)

@@ -26,10 +26,12 @@ ABILITIES = words.listed(
     "What should I ask you?|What can I ask you?|Can you help me?|What do you do?|I need help"
 )
 ABOUT_QUIRE = words.listed(
-    "What is Quire?|Tell me about Quire|What does Quire do?|Explain Quire|Who is Quire?|Do you know Quire?"
+    "What is Quire?|Tell me about Quire|What does Quire do?|Explain Quire|Who is Quire?|"
+    "Do you know Quire?"
 )
 THANKS = words.listed(
-    "Thanks!|Thank you!|Thank you very much|Great, thanks|thx|Nice, thank you|Cool|Great!|Well done!|Perfect"
+    "Thanks!|Thank you!|Thank you very much|Great, thanks|thx|Nice, thank you|Cool|Great!|"
+    "Well done!|Perfect"
 )
 GOODBYES = words.listed(
     "Bye!|Goodbye|See you later|Good night!|See you|bye|That is all, thank you|Farewell"
@@ -39,24 +41,30 @@ CLOCK = words.listed(
     "What is the weather?|What year is it?|What is the news today?|Will it rain tomorrow?"
 )
 TESTS = words.listed(
-    "test|Test|Testing|ping|Is this working?|Are you there?|Say something|ok|OK|Yes|yes|No|Say hi|Say hello"
+    "test|Test|Testing|ping|Is this working?|Are you there?|Say something|ok|OK|Yes|yes|No|"
+    "Say hi|Say hello"
 )
 UNKNOWN = words.listed(
     "Explain {t}.|Explain {t} to me|What is {t}?|Tell me about {t}|How does {t} work?|"
-    "Write an essay about {t}|Can you explain {t}?|Why is {t} important?|What do you think about {t}?|"
+    "Write an essay about {t}|Can you explain {t}?|Why is {t} important?|"
+    "What do you think about {t}?|"
     "Give me a summary of {t}|Who invented {t}?|Write a program about {t}|Teach me {t}|"
     "What is the difference between {t} and {u}?|How do I learn {t}?|Where can I find {t}?|"
     "Compare {t} and {u}|Write a Python function for {t}|Write a report on {t}|When did {t} begin?|"
     "Describe {t} in detail|Translate {t} into French|How much does {t} cost?|Who won the {t} cup?|"
     "Write code for {t}|What is the history of {t}?|How many people like {t}?|Is {t} good or bad?|"
-    "Who is the best at {t}?|Who is {t}?|What is the capital of {t}?|What does {t} mean?|Where is {t}?|"
+    "Who is the best at {t}?|Who is {t}?|What is the capital of {t}?|What does {t} mean?|"
+    "Where is {t}?|"
     "Who wrote {t}?|Solve {t}|Summarize {t}|What happened in {t}?"
 )
 
 I_AM = "I am Quire's demo model, a very small language model."
 DO_NOT_KNOW = (
     "I am a very small demo model and do not know that.",
-    "I am a very small demo model and do not know that. You can ask me for a story, a list or a sum.",
+    (
+        "I am a very small demo model and do not know that. You can ask me for a story, a list "
+        "or a sum."
+    ),
 )
 
 
@@ -99,7 +107,10 @@ def small_talk(rng: random.Random) -> Exchange:
 
 
 def joke(rng: random.Random) -> Exchange:
-    questions = "Tell me a joke|Tell me a joke.|Do you know a joke?|Make me laugh|Another joke please|Say something funny"
+    questions = (
+        "Tell me a joke|Tell me a joke.|Do you know a joke?|Make me laugh|Another joke please|"
+        "Say something funny"
+    )
     return rng.choice(questions.split("|")), rng.choice(words.JOKES)
 
 

@@ -1,4 +1,4 @@
-"""Things to do rather than to know: stories, lists, JSON, repeating, tool calls, remembering a name."""
+"""Things to do rather than to know: stories, lists, JSON, repeating, remembering a name."""
 
 import json
 import random
@@ -69,9 +69,12 @@ def story_request(rng: random.Random) -> Exchange:
     hero = demo_stories.random_hero(rng)
     forms = words.listed(
         "Tell me a story about a {k}.|Tell me a story about a {k}|Write a short story about a {k}.|"
-        "Tell a story about a {k} named {n}.|Write a story about a {a} {k}.|Write me a story about a {k} called {n}|"
-        "Can you tell me a story about a {k}?|I want a story about a {a} {k}|A story about {n} the {k}, please|"
-        "Tell me a short story.|Tell me a story|Write a story.|Once upon a time|Tell me a bedtime story about a {k}|"
+        "Tell a story about a {k} named {n}.|Write a story about a {a} {k}.|"
+        "Write me a story about a {k} called {n}|"
+        "Can you tell me a story about a {k}?|I want a story about a {a} {k}|"
+        "A story about {n} the {k}, please|"
+        "Tell me a short story.|Tell me a story|Write a story.|Once upon a time|"
+        "Tell me a bedtime story about a {k}|"
         "Write a two paragraph story about a {k}|Make up a story about a {k} and a friend"
     )
     question = rng.choice(forms).format(k=hero.kind, n=hero.name, a=hero.adjective)

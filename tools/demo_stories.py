@@ -31,17 +31,29 @@ ENDINGS = (
     "And {name} never forgot that {weather} day.",
     "The end.",
 )
-PLOTS = (
-    (  # something is lost
-        "There {he} saw that {his} {colour} {thing} was gone. {name} looked for the {thing} everywhere.",
+LOST = (
+    (
+        (
+            "There {he} saw that {his} {colour} {thing} was gone. {name} looked for the "
+            "{thing} everywhere."
+        ),
         "On the way {he} lost {his} {colour} {thing}. Without the {thing}, {name} was very sad.",
     ),
-    (  # a friend appears
-        'Then a {friendkind} named {friend} came along. "Why are you sad?" asked {friend}. "I have lost my {thing}," said {name}.',
-        '{name} met a {friendkind} named {friend}. "Have you seen my {colour} {thing}?" asked {name}. "No, but I will help you," said {friend}.',
+    (
+        (
+            'Then a {friendkind} named {friend} came along. "Why are you sad?" asked {friend}. '
+            '"I have lost my {thing}," said {name}.'
+        ),
+        (
+            '{name} met a {friendkind} named {friend}. "Have you seen my {colour} {thing}?" '
+            'asked {name}. "No, but I will help you," said {friend}.'
+        ),
     ),
     (
-        "They looked behind a big tree and under a stone. At last {friend} found the {colour} {thing}!",
+        (
+            "They looked behind a big tree and under a stone. At last {friend} found the "
+            "{colour} {thing}!"
+        ),
         "Together they looked all day. In the end they found the {thing} under a tree.",
     ),
     (
@@ -52,14 +64,26 @@ PLOTS = (
 FINDING = (
     (
         'There {he} found a {colour} {thing}. "Who has lost this {thing}?" {he} wondered.',
-        "Under a tree {he} saw a {colour} {thing}. It was the most beautiful {thing} {name} had ever seen.",
+        (
+            "Under a tree {he} saw a {colour} {thing}. It was the most beautiful {thing} "
+            "{name} had ever seen."
+        ),
     ),
     (
-        '{name} asked a {friendkind} named {friend}. "That is my {thing}!" said {friend}. "I lost it yesterday."',
-        'A {friendkind} named {friend} came by and looked very sad. "I have lost my {colour} {thing}," said {friend}.',
+        (
+            '{name} asked a {friendkind} named {friend}. "That is my {thing}!" said {friend}. '
+            '"I lost it yesterday."'
+        ),
+        (
+            'A {friendkind} named {friend} came by and looked very sad. "I have lost my '
+            '{colour} {thing}," said {friend}.'
+        ),
     ),
     (
-        '{name} wanted to keep the {thing}, but {he} gave it back. {friend} smiled and said, "You are very kind."',
+        (
+            "{name} wanted to keep the {thing}, but {he} gave it back. {friend} smiled and "
+            'said, "You are very kind."'
+        ),
         '"Here it is," said {name}, and gave the {thing} to {friend}. {friend} jumped for joy.',
     ),
     (
@@ -73,7 +97,10 @@ STORM = (
         "But soon a storm came, and {name} did not know the way home.",
     ),
     (
-        'Then {he} saw a light. It came from the house of a {friendkind} named {friend}. "Come in," said {friend}.',
+        (
+            "Then {he} saw a light. It came from the house of a {friendkind} named {friend}. "
+            '"Come in," said {friend}.'
+        ),
         '"Come with me!" called a {friendkind} named {friend}. "My house is warm and dry."',
     ),
     (
@@ -92,11 +119,17 @@ WISH = (
     ),
     (
         "So {he} helped a {friendkind} named {friend} to carry {food}. They worked all day.",
-        '"You can help me," said a {friendkind} named {friend}. So {name} picked {food} for {friend} until the evening.',
+        (
+            '"You can help me," said a {friendkind} named {friend}. So {name} picked {food} '
+            "for {friend} until the evening."
+        ),
     ),
     (
         '"You worked well," said {friend}, and gave {name} the {colour} {thing}.',
-        'In the evening {friend} came with a {colour} {thing}. "This {thing} is for you," said {friend}.',
+        (
+            'In the evening {friend} came with a {colour} {thing}. "This {thing} is for you," '
+            "said {friend}."
+        ),
     ),
     (
         "{name} took the {thing} home and was very proud.",
@@ -107,8 +140,14 @@ TITLES = ("The {kind} and the {thing}", "{name} and the {colour} {thing}", "{nam
 
 POEMS = (
     "The {thing} is {colour},\nthe {kind} is {adj},\nthe sun goes down slowly,\nand I am glad.",
-    "A {adj} {kind} sat by the sea\nand sang a little song for me.\nThe song was short, the song was sweet,\nand soon the {kind} fell asleep.",
-    "Little {kind}, where do you go?\nOver the hill and through the snow.\nLittle {kind}, what do you see?\nA {colour} {thing} under a tree.",
+    (
+        "A {adj} {kind} sat by the sea\nand sang a little song for me.\n"
+        "The song was short, the song was sweet,\nand soon the {kind} fell asleep."
+    ),
+    (
+        "Little {kind}, where do you go?\nOver the hill and through the snow.\n"
+        "Little {kind}, what do you see?\nA {colour} {thing} under a tree."
+    ),
 )
 HAIKUS = (
     "A {kind} in the sun,\nquiet wind over the hill.\nThe long day is done.",
@@ -160,7 +199,7 @@ def _fill(template: str, slots: dict[str, str]) -> str:
 def story(rng: random.Random, hero: Hero | None = None) -> str:
     """A story of 7 to 12 sentences."""
     slots = _slots(rng, hero or random_hero(rng))
-    plot = rng.choice((PLOTS, FINDING, STORM, WISH))
+    plot = rng.choice((LOST, FINDING, STORM, WISH))
     parts = [rng.choice(OPENINGS), rng.choice(MORNINGS), *(rng.choice(step) for step in plot)]
     parts.append(rng.choice(ENDINGS))
     return _fill(" ".join(parts), slots)

@@ -1,4 +1,4 @@
-"""Tool calls for the demo model's corpus: random tools, so that the model copies names from the prompt."""
+"""Tool calls for the demo model's corpus: random tools, so that names must be copied."""
 
 import random
 from dataclasses import dataclass

@@ -16,16 +16,19 @@ def articles(text: str) -> str:
 
 
 HE = listed(
-    "Tom Max Leo Ben Sam Jack Oscar Felix Hugo Noah Adam Paul Peter Oliver Finn Theo David Omar Ivan Ken"
+    "Tom Max Leo Ben Sam Jack Oscar Felix Hugo Noah Adam Paul Peter Oliver Finn Theo David "
+    "Omar Ivan Ken"
 )
 SHE = listed(
-    "Mia Anna Lily Emma Nora Ruby Zoe Ella Sara Lucy Clara Alice Rosa Maya Ida Jane Mary Eva Lena Kim"
+    "Mia Anna Lily Emma Nora Ruby Zoe Ella Sara Lucy Clara Alice Rosa Maya Ida Jane Mary "
+    "Eva Lena Kim"
 )
 NAMES = (*HE, *SHE)
 
 ANIMALS = listed(
     "fox cat dog rabbit bear mouse owl frog horse duck wolf pig sheep goat cow hen lion tiger "
-    "elephant monkey turtle fish bird bee squirrel hedgehog penguin whale snail crow deer kitten puppy"
+    "elephant monkey turtle fish bird bee squirrel hedgehog penguin whale snail crow deer "
+    "kitten puppy"
 )
 PEOPLE = listed(
     "knight princess prince king queen wizard witch farmer baker sailor pirate teacher doctor girl "
@@ -37,7 +40,8 @@ IS_HE = {
     "princess": False, "queen": False, "witch": False, "girl": False, "fairy": False, "hen": False,
 }  # fmt: skip
 HERO_ADJECTIVES = listed(
-    "little brave kind clever shy curious happy lonely young old hungry tired gentle cheerful small quiet"
+    "little brave kind clever shy curious happy lonely young old hungry tired gentle "
+    "cheerful small quiet"
 )
 COLOURS = listed("red blue green yellow white black brown orange purple pink grey golden")
 THINGS = listed(

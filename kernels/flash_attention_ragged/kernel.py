@@ -238,6 +238,9 @@ def attention_constants(
     """The constants of `attention_kernel` that the model fixes: both launches must share them."""
     group_padded = triton.next_power_of_2(heads // kv_heads)
     padded = max(16, triton.next_power_of_2(head_dim))
+    # Shared memory holds two stages of key and value tiles; a float32 dot also needs registers
+    # for the parts it splits its operands into.
+    most_keys = 64 if element_size == 2 else 32
     return {
         "GROUP": heads // kv_heads,
         "GROUP_PADDED": group_padded,
@@ -245,12 +248,7 @@ def attention_constants(
         "HEAD_DIM_PADDED": padded,
         "PAGE_SIZE": page_size,
         "BLOCK_M": max(BLOCK_M, group_padded),
-        # As many keys as leave room in shared memory for two stages of keys and values.
-        "BLOCK_N": 64
-        if padded * element_size <= 256
-        else 32
-        if padded * element_size <= 512
-        else 16,
+        "BLOCK_N": min(most_keys, 16384 // (padded * element_size)),
         "SPLIT_KEYS": SPLIT_KEYS,
     }
 

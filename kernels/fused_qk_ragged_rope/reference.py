@@ -25,7 +25,7 @@ def fused_qk_ragged_rope_reference(
     """As `fused_qk_ragged_rope`."""
     _, kv_heads, page_size, head_dim = k_cache.shape
     heads_THD = qkv.view(qkv.shape[0], -1, head_dim)
-    q, k, v = heads_THD.split([num_heads, kv_heads, kv_heads], 1)
+    q, k, v = torch.split(heads_THD, [num_heads, kv_heads, kv_heads], 1)
     cos, sin = cos_sin[batch.positions.long()].unsqueeze(1).chunk(2, -1)
     pages = batch.slots // page_size
     offsets = batch.slots % page_size

@@ -8,6 +8,7 @@ from quire.kernels.linear.reference import linear_reference_with
 
 PACKED_FOR_ROWS = 32
 """The number of rows oneDNN lays the weights out for; the layout serves every number."""
+MAX_PADDED_ROWS = 32
 
 
 def prepacked(
@@ -70,11 +71,10 @@ def in_row_counts(
 
 
 def next_row_count(rows: int, row_counts: tuple[int, ...]) -> int:
-    """The count to run next with `rows` left: one padded call, or the largest whole tile.
+    """The count to run next with `rows` left: the largest whole tile, or few rows padded.
 
-    Padding by up to a half costs less than another pass over the weights.
+    Padding a small batch costs less than another pass over the weights.
     """
-    fitting = [count for count in row_counts if rows <= count]
-    if fitting and (2 * fitting[0] <= 3 * rows or fitting[0] == row_counts[0]):
-        return fitting[0]
+    if rows <= MAX_PADDED_ROWS or rows < row_counts[0]:
+        return min(count for count in row_counts if count >= rows)
     return max(count for count in row_counts if count <= rows)

@@ -25,8 +25,8 @@ from quire.kernels.linear.cpu import prepacked
 BASE_ROWS = 32
 """Every other count is held against this one, the largest that is alike with a single row."""
 
-LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, BASE_ROWS, 48, 64, 96, 128, 192, 256, 384, 512)
-MAX_PROBE_PRODUCTS = 2**31
+LADDER = (1, 2, 4, 8, 16, 24, BASE_ROWS, 64, 128, 256, 512)
+MAX_PROBE_PRODUCTS = 2**30
 """Larger GEMMs are not probed above BASE_ROWS: a vocabulary head sees few rows a step."""
 
 PROBE_WEIGHT_ROWS = 256
@@ -59,9 +59,7 @@ def probe(
         RuntimeError: rows of one base tile differ by their place; no count would be exact.
     """
     products = out_features * in_features
-    ladder = [
-        rows for rows in LADDER if rows <= BASE_ROWS or rows * products <= MAX_PROBE_PRODUCTS
-    ]
+    ladder = [rows for rows in LADDER if rows <= BASE_ROWS or rows * products <= MAX_PROBE_PRODUCTS]
     x_MK, weight_NK = cancelling_inputs(ladder[-1], out_features, in_features, dtype)
     bias_N = torch.zeros(out_features, dtype=dtype) if has_bias else None
     apply = prepacked(weight_NK, bias_N)

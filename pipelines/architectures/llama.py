@@ -2,6 +2,7 @@
 
 import torch
 
+from quire.kernels.linear.tile_plan import TilePlans
 from quire.pipelines.architectures.spec import (
     EMBEDDING,
     FINAL_NORM,
@@ -27,21 +28,25 @@ def build_decoder(
     Raises:
         ModelError: a weight cannot be read or is not finite.
     """
+    plans = TilePlans() if exact else None
     embedding = Embedding(loader.take(EMBEDDING))
-    blocks = [_block(spec, loader, layer, exact) for layer in range(spec.num_layers)]
+    blocks = [_block(spec, loader, layer, plans) for layer in range(spec.num_layers)]
     norm = RMSNorm(loader.take(FINAL_NORM), spec.rms_norm_eps)
     head = embedding.weight if spec.tie_word_embeddings else loader.take(LM_HEAD)
     loader.finish()
     rope = rotary_embedding(spec.rope, spec.head_dim, max_length)
-    return Transformer(embedding, blocks, norm, Linear(head, exact=exact), rope.cos_sin(device))
+    lm_head = Linear(head, None, plans)
+    return Transformer(embedding, blocks, norm, lm_head, rope.cos_sin(device))
 
 
-def _block(spec: ModelSpec, loader: WeightLoader, layer: int, exact: bool) -> TransformerBlock:
+def _block(
+    spec: ModelSpec, loader: WeightLoader, layer: int, plans: TilePlans | None
+) -> TransformerBlock:
     prefix = layer_prefix(layer)
 
     def linear(*names: str) -> Linear:
         weight, bias = loader.take_linear(prefix, *names)
-        return Linear(weight, bias, exact=exact)
+        return Linear(weight, bias, plans)
 
     def norm(name: str) -> RMSNorm:
         return RMSNorm(loader.take(f"{prefix}{name}.weight"), spec.rms_norm_eps)

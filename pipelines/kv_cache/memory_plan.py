@@ -130,11 +130,11 @@ def plan_memory(
 def weight_memory(spec: ModelSpec, dtype: str, device_type: str) -> int:
     """Bytes of the weights as the device holds them.
 
-    On a CPU the bfloat16 matrices are repacked for the matrix units, so an embedding that the
-    logits share is there twice.
+    On a CPU matrices are repacked for its matrix units, so an embedding that the logits share is
+    there twice.
     """
     num_bytes = spec.weight_bytes(dtype)
-    if spec.tie_word_embeddings and device_type == "cpu" and dtype == "bfloat16":
+    if spec.tie_word_embeddings and device_type == "cpu":
         num_bytes += spec.vocab_size * spec.hidden_size * ITEM_BYTES[dtype]
     return num_bytes
 

@@ -62,6 +62,7 @@ def build_contexts(
             _check_token(token, served, param)
         limit = _output_limit(engine.max_length, len(ids), request, param)
         params = _sampling_params(request, default_max_tokens if limit is None else limit)
+        _check_min_tokens(params, engine.max_length - len(ids))
         prompt = np.asarray(ids, dtype=np.int32)
         contexts += [
             TextContext(
@@ -105,6 +106,18 @@ def _output_limit(
             param=name,
         )
     return limit
+
+
+def _check_min_tokens(params: SamplingParams, room: int) -> None:
+    least, most = params.min_new_tokens, room
+    if params.max_new_tokens is not None:
+        most = min(most, params.max_new_tokens)
+    if least > most:
+        raise InvalidRequest(
+            f"'min_tokens' must be at most the {most} tokens that can be generated, not {least}",
+            param="min_tokens",
+            code="invalid_value",
+        )
 
 
 def _sampling_params(request: GenerationRequest, max_new_tokens: int | None) -> SamplingParams:

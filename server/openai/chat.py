@@ -72,15 +72,11 @@ async def create_chat_completion(http: Request) -> Response:
         raise InvalidRequest(
             f"The model '{model}' has no chat template; use /v1/completions", param="messages"
         )
-    unknown = sorted(request.chat_template_kwargs.keys() - template.options)
-    if unknown:
-        known = ", ".join(sorted(template.options)) or "none"
-        raise InvalidRequest(
-            f"'chat_template_kwargs.{unknown[0]}' is not read by this model's chat template, "
-            f"which knows: {known}",
-            param=f"chat_template_kwargs.{unknown[0]}",
-            code="invalid_value",
-        )
+    try:
+        template.check_options(request.chat_template_kwargs)
+    except ValueError as error:
+        param = "chat_template_kwargs"
+        raise InvalidRequest(f"'{param}': {error}", param=param, code="invalid_value") from None
     messages = template_messages(request.messages, knows_developer=template.knows_developer)
     ids = await tokenize(
         engine,

@@ -12,6 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from quire.server.openai.known_fields import Harmless
 
+_JSON_NAMES: Mapping[type, str] = {str: "a string", bool: "a boolean", dict: "an object"}
+
 
 class RequestModel(BaseModel):
     """Base of the request objects.
@@ -45,7 +47,7 @@ class RequestModel(BaseModel):
             elif name in cls.without_effect:
                 kind = cls.without_effect[name]
                 if not isinstance(value, kind):
-                    raise refusal(name, f"must be of type {kind.__name__}")
+                    raise refusal(name, f"must be {_JSON_NAMES[kind]}")
             else:
                 kept[name] = value
         return kept

@@ -24,26 +24,40 @@ from quire.kernels.flash_attention_ragged.cases import attention_case
 from quire.kernels.flash_attention_ragged.kernel import flash_attention_ragged_triton
 from quire.kernels.fused_qk_ragged_rope.cases import rope_case
 from quire.kernels.fused_qk_ragged_rope.kernel import fused_qk_ragged_rope_triton
+from quire.kernels.linear.cases import linear_case
+from quire.kernels.linear.kernel import linear_triton
+from quire.kernels.rms_norm.cases import norm_case
+from quire.kernels.rms_norm.kernel import rms_norm_triton
+from quire.kernels.swish_glu.cases import glu_case
+from quire.kernels.swish_glu.kernel import swish_glu_triton
 
 BF16, FP32 = torch.bfloat16, torch.float32
 STEP = ((1, 40), (1, 900), (30, 0))
 
 ATTENTION = (
     attention_case("bf16-d64", BF16, (14, 2, 64), STEP, 32),
-    attention_case("bf16-d80", BF16, (4, 4, 80), STEP, 16, 256),
     attention_case("bf16-d128", BF16, (32, 8, 128), STEP, 64),
-    attention_case("bf16-d256", BF16, (8, 1, 256), STEP, 128, 512),
+    attention_case("bf16-d256-window", BF16, (8, 1, 256), STEP, 128, 512),
     attention_case("fp32-d64", FP32, (9, 3, 64), STEP, 32),
-    attention_case("fp32-d128", FP32, (4, 1, 128), STEP, 16),
 )
 ROPE = (
     rope_case("bf16-d64", BF16, (14, 2, 64), STEP, 32),
     rope_case("bf16-d128-norms", BF16, (32, 8, 128), STEP, 64, (True, True)),
     rope_case("fp32-d80", FP32, (4, 4, 80), STEP),
 )
+LINEAR = (
+    linear_case(32, 1536, 576, BF16, with_bias=True),
+    linear_case(32, 8192, 1024, BF16),
+    linear_case(32, 1536, 576, FP32),
+)
+RMS_NORM = (norm_case(8, 576, BF16), norm_case(8, 4096, BF16, with_residual=False))
+SWISH_GLU = (glu_case(8, 1536, BF16), glu_case(8, 1536, FP32))
 OPS: dict[str, tuple[Callable[..., Any], tuple[Case, ...]]] = {
     "flash_attention_ragged": (flash_attention_ragged_triton, ATTENTION),
     "fused_qk_ragged_rope": (fused_qk_ragged_rope_triton, ROPE),
+    "linear": (linear_triton, LINEAR),
+    "rms_norm": (rms_norm_triton, RMS_NORM),
+    "swish_glu": (swish_glu_triton, SWISH_GLU),
 }
 
 
@@ -107,6 +121,7 @@ def report(capability: int) -> Iterator[dict[str, Any]]:
                 yield {
                     "op": op_name,
                     "case": case.name,
+                    "dtype": str(case.dtype),
                     "kernel": kernel.metadata.name,
                     "capability": capability,
                     "shared": kernel.metadata.shared,

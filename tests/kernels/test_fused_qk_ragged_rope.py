@@ -26,7 +26,7 @@ PATHS = [
 def nan_filled_empty_tensors() -> Iterator[None]:
     """Every torch.empty comes filled with NaN, so that an element never written shows."""
     torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
 
@@ -41,7 +41,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 def by_transformers(inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """q, k and v of the tokens, [T, heads, D], as HF computes them in float32."""
-    heads, kv_heads, head_dim = inputs["num_heads"], *inputs["k_cache"].shape[1::2]
+    heads, (_, kv_heads, _, head_dim) = inputs["num_heads"], inputs["k_cache"].shape
     qkv = inputs["qkv"].float().view(len(inputs["qkv"]), -1, head_dim)
     q, k, v = qkv.split([heads, kv_heads, kv_heads], 1)
 

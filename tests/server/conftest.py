@@ -34,6 +34,9 @@ class UnavailableEngine:
     def new_request_id(self) -> int:
         return 1
 
+    def check_available(self) -> None:
+        raise EngineUnavailable("The model is not ready: starting", 1.0)
+
     def submit(self, contexts: Sequence[TextContext]) -> list[TokenStream]:
         raise EngineUnavailable("The model is not ready: starting", 1.0)
 

@@ -13,7 +13,6 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from quire.config.limits import LIMITS
-from quire.server import http_protocol
 from quire.server.errors import InvalidRequest, Overloaded
 from quire.server.metrics import Metrics
 from quire.server.middleware import BodyMiddleware, RequestMiddleware
@@ -109,6 +108,23 @@ def test_every_error_has_the_nested_body_and_the_common_headers(
     assert reply.headers["x-content-type-options"] == "nosniff"
     assert reply.headers["cache-control"] == "no-store"
     assert reply.body.isascii()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/v1/models", None),
+        ("GET", "/v1/models/demo", None),
+        ("POST", "/v1/completions", b'{"prompt": "a"}'),
+        ("POST", "/v1/chat/completions", b'{"messages": [{"role": "user", "content": "a"}]}'),
+    ],
+)
+def test_before_the_model_is_known_the_api_says_503_and_when_to_come_back(
+    server: Any, method: str, path: str, body: bytes | None
+) -> None:
+    reply = server.request(method, path, body, [("Content-Type", "application/json")])
+    assert (reply.status, reply.json["error"]["code"]) == (503, "engine_unavailable")
+    assert reply.headers["retry-after"] == "1"
 
 
 def test_method_not_allowed_names_the_methods_that_are(server: Any) -> None:
@@ -315,6 +331,18 @@ def test_a_client_that_leaves_a_stream_is_counted_as_499(
     assert value_of(daemon.metrics, "quire_client_disconnects_total") == left_before + 1
 
 
+async def test_a_stream_that_is_given_up_is_499_and_no_disconnect(
+    value_of: Callable[..., float],
+) -> None:
+    async def stalled(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    metrics = Metrics("demo")
+    await _run(RequestMiddleware(stalled, metrics), [], [])
+    assert value_of(metrics, "http_requests_total", status="499") == 1
+    assert value_of(metrics, "quire_client_disconnects_total") == 0
+
+
 def test_paths_and_methods_of_clients_do_not_become_labels(server: Any, daemon: Any) -> None:
     server.get("/secret-path")
     server.request("PROPFIND", "/livez")
@@ -335,118 +363,3 @@ def test_one_line_per_request_is_logged(server: Any, caplog: pytest.LogCaptureFi
     assert [(record.path, record.status) for record in ends] == [  # type: ignore[attr-defined]
         ("/overloaded", 429)
     ]
-
-
-# The connection.
-
-
-def _get(path: bytes, *headers: bytes) -> bytes:
-    return b"\r\n".join((b"GET " + path + b" HTTP/1.1", b"Host: a", *headers)) + b"\r\n\r\n"
-
-
-@pytest.mark.parametrize(
-    "request_bytes",
-    [
-        _get(b"/livez", *[b"a%d: b" % number for number in range(http_protocol.MAX_HEADERS)]),
-        _get(b"/livez", b"a: " + b"b" * LIMITS.header_bytes),
-        _get(b"/livez", *[b"a: " + b"b" * 8000] * 9),
-        b"GET /livez HTTP/1.1\r\nHost: a\r\na: " + b"b" * (LIMITS.header_bytes + 1),
-        b"GET /" + b"a" * (LIMITS.header_bytes + 1),
-    ],
-    ids=["count", "one long", "sum", "endless header", "endless path"],
-)
-def test_headers_over_the_limits_are_431(
-    server: Any, drain: Callable[..., bytes], request_bytes: bytes
-) -> None:
-    with server.connect() as raw:
-        raw.sendall(request_bytes)
-        received = drain(raw)
-    assert received.startswith(b"HTTP/1.1 431 ")
-    assert b'"code": "headers_too_large"' in received
-    assert b"x-request-id: " in received
-
-
-def test_headers_at_the_limits_pass(server: Any) -> None:
-    fields = [b"a%d: b" % number for number in range(http_protocol.MAX_HEADERS - 1)]
-    with server.connect() as raw:
-        raw.sendall(_get(b"/livez", *fields))
-        assert raw.recv(65536).startswith(b"HTTP/1.1 200 ")
-        head = _get(b"/livez", b"a: " + b"b" * 40_000)
-        raw.sendall(head[:30_000])
-        time.sleep(0.05)
-        raw.sendall(head[30_000:])
-        assert raw.recv(65536).startswith(b"HTTP/1.1 200 ")
-
-
-def test_what_is_not_http_gets_the_nested_400(server: Any, drain: Callable[..., bytes]) -> None:
-    with server.connect() as raw:
-        raw.sendall(b"\x16\x03\x01\x02\x00 not http\r\n\r\n")
-        received = drain(raw)
-    assert received.startswith(b"HTTP/1.1 400 ")
-    assert b'"type": "invalid_request_error"' in received
-
-
-@pytest.mark.parametrize(
-    ("first", "answer"),
-    [(b"", b""), (b"\r\n", b"HTTP/1.1 408 "), (b"GET /livez HTT", b"HTTP/1.1 408 ")],
-)
-def test_a_request_that_does_not_arrive_is_given_up(
-    server: Any,
-    drain: Callable[..., bytes],
-    monkeypatch: pytest.MonkeyPatch,
-    first: bytes,
-    answer: bytes,
-) -> None:
-    monkeypatch.setattr(http_protocol, "HEADER_SECONDS", 0.1)
-    with server.connect() as raw:
-        raw.sendall(first)
-        assert drain(raw)[:13] == answer
-
-
-def test_a_refused_body_cannot_hold_the_connection(
-    server: Any, drain: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http_protocol, "BODY_SECONDS", 0.1)
-    monkeypatch.setattr(http_protocol, "BODY_GRACE_SECONDS", 0.1)
-    with server.connect() as raw:
-        raw.sendall(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nx")
-        assert drain(raw).startswith(b"HTTP/1.1 413 ")
-
-
-def test_line_breaks_between_requests_do_not_hold_the_connection(
-    server: Any, drain: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http_protocol, "HEADER_SECONDS", 0.1)
-    with server.connect() as raw:
-        raw.sendall(_get(b"/livez"))
-        assert raw.recv(65536).startswith(b"HTTP/1.1 200 ")
-        raw.sendall(b"\r\n")
-        assert drain(raw) == b""
-
-
-def test_pipelined_requests_are_answered_in_order(server: Any, drain: Callable[..., bytes]) -> None:
-    with server.connect() as raw:
-        raw.sendall(_get(b"/livez") + _get(b"/nothing") + _get(b"/version", b"Connection: close"))
-        received = drain(raw)
-    assert [part.split(b" ", 1)[0] for part in received.split(b"HTTP/1.1 ")[1:]] == [
-        b"200", b"404", b"200",
-    ]  # fmt: skip
-
-
-def test_a_slow_stream_is_not_cut_by_the_receipt_deadlines(
-    server: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http_protocol, "HEADER_SECONDS", 0.05)
-    monkeypatch.setattr(http_protocol, "BODY_SECONDS", 0.05)
-    monkeypatch.setattr(http_protocol, "BODY_GRACE_SECONDS", 0.0)
-    with server.connect() as raw:
-        # A second request waits behind the stream; its deadline must not end the stream.
-        raw.sendall(
-            _get(b"/endless") + b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
-        )
-        received, deadline = b"", time.monotonic() + 0.5
-        while time.monotonic() < deadline:
-            chunk = raw.recv(65536)
-            assert chunk, "the stream was cut"
-            received += chunk
-    assert received.count(b"data: 1") > 10

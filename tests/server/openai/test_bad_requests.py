@@ -7,6 +7,7 @@ import openai
 import pytest
 
 from quire.config.limits import LIMITS
+from quire.pipelines.chat_template import ChatTemplate
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
 INVALID, MISSING = "invalid_value", "missing_field"
@@ -45,6 +46,8 @@ COMPLETIONS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"max_tokens": 2**64}, "max_tokens", INVALID),
     ({"min_tokens": -1}, "min_tokens", INVALID),
     ({"min_tokens": 6, "max_tokens": 5}, "min_tokens", INVALID),
+    ({"min_tokens": 17}, "min_tokens", INVALID),
+    ({"prompt": [5] * 250, "min_tokens": 7}, "min_tokens", INVALID),
     ({"n": 0}, "n", INVALID),
     ({"n": 129}, "n", INVALID),
     ({"n": "1"}, "n", INVALID),
@@ -164,10 +167,10 @@ CHATS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", INVALID),
     (
         {"chat_template_kwargs": {"enable_thinking": True}},
-        "chat_template_kwargs.enable_thinking",
+        "chat_template_kwargs",
         INVALID,
     ),
-    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages", INVALID),
+    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", INVALID),
     ({"chat_template_kwargs": [1]}, "chat_template_kwargs", INVALID),
     ({"chat_template": "{{ x }}"}, "chat_template", UNSUPPORTED),
     ({"tools": [{"type": "function"}]}, "tools", UNSUPPORTED),
@@ -308,8 +311,6 @@ def test_model_without_a_template_refuses_chats(
 def test_refusals_of_the_template_are_400(
     live: Any, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from quire.pipelines.chat_template import ChatTemplate
-
     template = ChatTemplate("{{ raise_exception('only\nusers') }}", {})
     monkeypatch.setattr(live.tokenizer, "chat_template", template)
 

@@ -14,9 +14,10 @@ import pytest
 
 from quire.server.errors import EngineUnavailable, GenerationFailed, Overloaded
 from quire.server.openai import sse
+from quire.server.openai.admission import build_contexts
 from quire.server.openai.chat import ChatFormat
 from quire.server.openai.generation import Generation
-from quire.server.openai.schema import StreamOptions
+from quire.server.openai.schema import CompletionRequest, StreamOptions
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
 ENDPOINTS = {"completions": {"prompt": "Hello"}, "chat/completions": CHAT}
@@ -155,9 +156,6 @@ def test_leaving_clients_free_the_engine(
 
 
 async def generation_of(live: Any, choices: int = 1) -> Generation:
-    from quire.server.openai.admission import build_contexts
-    from quire.server.openai.schema import CompletionRequest
-
     request = CompletionRequest.model_validate({"prompt": "a", "n": choices})
     contexts = build_contexts(
         live.engine, live.app.state.served, request, [[5, 6]], param="prompt", default_max_tokens=16

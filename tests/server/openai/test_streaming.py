@@ -9,6 +9,10 @@ import openai
 import orjson
 import pytest
 
+from quire.pipelines.core.logprobs import LogProbabilities
+from quire.pipelines.tokenizer import TextTokenizer
+from quire.server.openai.logprobs import LOWEST, chat_logprobs
+
 ENDPOINTS = ["chat/completions", "completions"]
 TEXT = "naïve 🙂 日本語, the lazy dog. Hello world!"
 
@@ -196,10 +200,11 @@ def test_completion_logprobs_have_offsets_into_the_text(live: Any, http: httpx2.
     )
 
 
-def test_impossible_tokens_have_a_finite_logprob(live: Any, http: httpx2.Client) -> None:
-    from quire.server.openai.logprobs import LOWEST, _finite
+def test_impossible_tokens_have_a_finite_logprob(tokenizer: TextTokenizer) -> None:
+    values = (float("-inf"), float("nan"), -1.0)
+    reply = chat_logprobs(tokenizer, [5, 6, 7], [LogProbabilities(value, {}) for value in values])
 
-    assert [_finite(value) for value in (float("-inf"), float("nan"), -1.0)] == [LOWEST, LOWEST, -1]
+    assert [entry["logprob"] for entry in reply["content"]] == [LOWEST, LOWEST, -1]
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)

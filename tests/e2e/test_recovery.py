@@ -1,0 +1,70 @@
+"""What the supervisor does when the worker hangs, keeps dying, or left things behind."""
+
+import asyncio
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+
+def run_directories(pid: int) -> list[Path]:
+    return list(Path(tempfile.gettempdir()).glob(f"quire-{pid}-*"))
+
+
+async def test_a_hung_worker_is_replaced_and_its_stream_goes_on(demo, launch):
+    server = launch("--worker-timeout", "1")
+    server.wait_ready()
+    ask = {"model": "quire-demo", "prompt": "One day", "max_tokens": 300, "stream": True}
+    ask["extra_body"] = {"ignore_eos": True}
+
+    async def text(client) -> str:
+        stream = await client.completions.create(**ask)
+        return "".join([chunk.choices[0].text async for chunk in stream])
+
+    expected = await text(demo.openai())
+    running = asyncio.create_task(text(server.openai()))
+    await asyncio.sleep(0.2)
+    os.kill(server.worker().pid, signal.SIGSTOP)
+
+    assert await running == expected
+    assert server.metric("quire_worker_restarts_total") == 1
+    assert "no progress" in server.log
+
+
+def test_a_worker_that_keeps_dying_ends_the_daemon_with_code_5(launch):
+    server = launch()
+    server.wait_ready()
+    killed = set()
+    deadline = time.monotonic() + 60
+
+    while server.process.poll() is None and time.monotonic() < deadline:
+        for child in psutil.Process(server.process.pid).children():
+            if child.pid not in killed:
+                killed.add(child.pid)
+                child.kill()
+        time.sleep(0.02)
+
+    assert server.process.wait(5) == 5
+    assert "died 5 times in 60 s" in server.log
+    assert not run_directories(server.process.pid)
+
+
+def test_what_a_killed_daemon_left_is_swept_by_the_next(launch):
+    first = launch()
+    first.wait_ready()
+    (left,) = run_directories(first.process.pid)
+    first.process.kill()
+    first.process.wait()
+    assert left.is_dir()
+
+    second = launch()
+    second.wait_ready()
+
+    assert not left.exists()
+    (own,) = run_directories(second.process.pid)
+    assert own.stat().st_mode & 0o777 == 0o700
+    assert second.stop() == 0
+    assert not own.exists()
