@@ -22,6 +22,8 @@ class RequestLimits:
     json_depth: int = 64
     """Nesting of objects and arrays in a body."""
     request_id_chars: int = 128
+    priority: int = 100
+    """Distance of a request's priority from 0, either way; a level is worth seconds of waiting."""
     cache_salt_bytes: int = 64
     header_bytes: int = 65536
 

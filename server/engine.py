@@ -19,10 +19,22 @@ class TokenChunk:
     status: TextGenerationStatus
 
 
+@dataclass(slots=True)
+class StreamTimes:
+    """Monotonic seconds of a stream's life; None until they happen."""
+
+    arrival: float
+    queue_seconds: float | None = None
+    """From the worker's receipt to its first schedule."""
+    first_token: float | None = None
+    last_token: float | None = None
+
+
 class TokenStream(Protocol):
     """One context's output. Iterating ends after the chunk whose status is done."""
 
     context: TextContext
+    times: StreamTimes
     cached_tokens: int
     """Prompt tokens served from the prefix cache; valid from the first chunk on."""
 

@@ -6,23 +6,12 @@ A token exists once `commit` has appended it; only then may its text reach a soc
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.logprobs import LogProbabilities
 from quire.pipelines.core.status import TextGenerationStatus
-from quire.server.engine import TokenChunk
+from quire.server.engine import StreamTimes, TokenChunk
 from quire.server.errors import ApiError
-
-
-@dataclass(slots=True)
-class StreamTimes:
-    """Monotonic seconds of a stream's life; None until they happen."""
-
-    arrival: float
-    queue_seconds: float | None = None
-    first_token: float | None = None
-    last_token: float | None = None
 
 
 class LiveStream:

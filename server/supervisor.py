@@ -23,6 +23,7 @@ import zmq.asyncio
 
 from quire.config.errors import ConfigError, EngineLost, ModelError, QuireError
 from quire.config.settings import ModelSettings, ServeSettings
+from quire.config.worker_env import worker_environment
 from quire.pipelines.core.messages import (
     Fatal,
     FromWorker,
@@ -133,6 +134,7 @@ class Supervisor:
             "-m",
             "quire.pipelines.worker",
             stdin=asyncio.subprocess.PIPE,
+            env=worker_environment(),
         )
         fields = self._settings.model_dump(mode="json", include=set(ModelSettings.model_fields))
         boot = Boot(self._epoch, endpoint, str(self._folder), fields)
@@ -168,7 +170,8 @@ class Supervisor:
 
     def _on_ready(self, ready: Ready, send: Callable[[ToWorker], None]) -> None:
         if not self._lifecycle.has_started:
-            logger.info("memory plan\n%s", ready.memory_table)
+            for line in ready.memory_table.splitlines():
+                logger.info("memory plan: %s", line)
         logger.info(
             "worker ready pid=%d epoch=%d device=%s dtype=%s max_length=%d pages=%d page_size=%d",
             ready.pid,

@@ -12,7 +12,7 @@ from typing import Any
 import demo_stories
 import demo_words as words
 from demo_facts import FACTS, GREETINGS, IDENTITY, arithmetic, capital, counting, nature
-from demo_instructions import INSTRUCTIONS, remember
+from demo_instructions import ANY_WORDS, INSTRUCTIONS, remember
 from demo_tools import tool_conversation
 
 END_OF_TEXT = "<|endoftext|>"
@@ -175,14 +175,26 @@ def plain_text(rng: random.Random) -> str:
     return ", ".join(str(n) for n in range(first, first + rng.randint(5, 25)))
 
 
+def copy_drill(rng: random.Random) -> Segments:
+    """Random words twice; only the second time is learned, as it can only be copied.
+
+    Without these the attention that names in stories, JSON and tool calls need comes too late.
+    """
+    text = " ".join(rng.choices(ANY_WORDS, k=rng.randint(6, 40)))
+    return [(text + "\n", False), (text + END_OF_TEXT, True)]
+
+
 def documents(seed: int) -> Iterator[Segments]:
     """Endless documents; each ends with END_OF_TEXT."""
     rng = random.Random(seed)
     while True:
+        segments: Segments
         draw = rng.random()
         if draw < 0.12:
-            segments: Segments = [(plain_text(rng) + END_OF_TEXT, True)]
-        elif draw < 0.22:
+            segments = [(plain_text(rng) + END_OF_TEXT, True)]
+        elif draw < 0.24:
+            segments = copy_drill(rng)
+        elif draw < 0.34:
             segments = [*render(*tool_conversation(rng)), (END_OF_TEXT, False)]
         else:
             segments = [*render(conversation(rng)), (END_OF_TEXT, False)]

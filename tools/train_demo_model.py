@@ -7,9 +7,11 @@ longer than --minutes anneals by the clock instead, and then the weights depend 
 """
 
 import argparse
+import itertools
+import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -23,15 +25,16 @@ from demo_corpus import END_OF_TEXT, TURN_END, Segments, documents
 from tokenizers import Tokenizer
 
 CONTEXT = 512
-SHORT_CONTEXT = 256
-"""Attention over 256 tokens is cheaper; the last fifth of the steps sees CONTEXT."""
-TOKENS_PER_STEP = 2048
 VOCABULARY = 2048
 SEED = 20261120
 VALIDATION_SEED = 7
 IGNORED = -100
-POOL = 64
-"""Documents to choose from when a row is filled."""
+POOL = 1024
+"""Documents that are sorted by length into batches."""
+TOKENS_PER_BATCH = 1024
+BATCHES_PER_STEP = 2
+
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def encode(tokenizer: Tokenizer, segments: Segments) -> tuple[list[int], list[int]]:
@@ -45,34 +48,27 @@ def encode(tokenizer: Tokenizer, segments: Segments) -> tuple[list[int], list[in
     return ids, labels
 
 
-def rows(tokenizer: Tokenizer, seed: int, context: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Endless rows of `context` tokens, each the start of a document and as many more as fit."""
-    source = (encode(tokenizer, segments) for segments in documents(seed))
-    source = (document for document in source if len(document[0]) <= context)
+def batches(tokenizer: Tokenizer, seed: int) -> Iterator[Batch]:
+    """ids and labels, both int64 [documents, length]: a row is one document, as in serving."""
+    rng = random.Random(seed)
     padding = tokenizer.token_to_id(END_OF_TEXT)
-    pool = [next(source) for _ in range(POOL)]
+    source = (encode(tokenizer, segments) for segments in documents(seed))
+    source = (document for document in source if len(document[0]) <= CONTEXT)
     while True:
-        ids, labels = pool.pop(0)
-        pool.append(next(source))
-        while fitting := [d for d in pool if len(d[0]) <= context - len(ids)]:
-            # The first of the pool, as the longest would make rows of long documents only.
-            document = fitting[0]
-            pool.remove(document)
-            pool.append(next(source))
-            ids, labels = ids + document[0], labels + document[1]
-        missing = context - len(ids)
-        yield ids + [padding] * missing, labels + [IGNORED] * missing
+        groups: list[list[tuple[list[int], list[int]]]] = [[]]
+        for document in sorted((next(source) for _ in range(POOL)), key=lambda d: len(d[0])):
+            if (len(groups[-1]) + 1) * len(document[0]) > TOKENS_PER_BATCH:
+                groups.append([])
+            groups[-1].append(document)
+        rng.shuffle(groups)
+        for group in groups:
+            ids, labels = zip(*group, strict=True)
+            yield _padded(ids, padding), _padded(labels, IGNORED)
 
 
-def batches(
-    tokenizer: Tokenizer, seed: int, context: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """ids and labels, both int64 [TOKENS_PER_STEP / context, context]."""
-    source = rows(tokenizer, seed, context)
-    while True:
-        row_pairs = [next(source) for _ in range(TOKENS_PER_STEP // context)]
-        ids, labels = zip(*row_pairs, strict=True)
-        yield torch.tensor(ids), torch.tensor(labels)
+def _padded(rows: Sequence[list[int]], value: int) -> torch.Tensor:
+    tensors = [torch.tensor(row) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
 
 
 def build_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
@@ -139,8 +135,8 @@ class MasterWeights:
 
 
 @torch.no_grad()
-def validate(model: LlamaForCausalLM, tokenizer: Tokenizer, num_batches: int = 12) -> float:
-    source = batches(tokenizer, VALIDATION_SEED, CONTEXT)
+def validate(model: LlamaForCausalLM, tokenizer: Tokenizer, num_batches: int = 24) -> float:
+    source = batches(tokenizer, VALIDATION_SEED)
     return sum(float(loss_of(model, *next(source))) for _ in range(num_batches)) / num_batches
 
 
@@ -149,18 +145,22 @@ def train(
 ) -> dict[str, str]:
     """Trains in place; linear warm-up, then linear decay to zero. Returns facts for the card."""
     master = MasterWeights(model)
-    short, long = (batches(tokenizer, SEED + n, n) for n in (SHORT_CONTEXT, CONTEXT))
+    source = batches(tokenizer, SEED)
     started, seen, loss, step = time.monotonic(), 0, 0.0, 0
     while True:
         minutes = (time.monotonic() - started) / 60
         progress = max(step / options.steps, minutes / options.minutes)
         if progress >= 1.0:
             break
-        value = loss_of(model, *next(short if progress < 0.8 else long))
-        value.backward()
+        value = 0.0
+        for ids, labels in itertools.islice(source, BATCHES_PER_STEP):
+            part = loss_of(model, ids, labels) / BATCHES_PER_STEP
+            part.backward()
+            value += part.item()
+            seen += ids.numel()
         master.step(options.rate * min(1.0, (step + 1) / 100, 1.0 - progress))
-        loss = value.item() if step == 0 else 0.98 * loss + 0.02 * value.item()
-        step, seen = step + 1, seen + TOKENS_PER_STEP
+        loss = value if step == 0 else 0.98 * loss + 0.02 * value
+        step += 1
         if step % 100 == 0:
             note = f" val {validate(model, tokenizer):.4f}" if step % 500 == 0 else ""
             if note:
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=25.0, help="wall-clock limit")
     parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--rate", type=float, default=5e-3, help="peak learning rate")
+    parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -198,6 +198,7 @@ def main() -> None:
     facts = train(model, tokenizer, options)
     model.eval()
     model.save_pretrained(options.out)
+    (options.out / "model.safetensors").chmod(0o644)
     demo_export.write_generation_config(tokenizer, options.out)
     command = (
         f"`python tools/train_demo_model.py --out {options.out} --minutes {options.minutes:g} "

@@ -16,8 +16,6 @@ bias (the bias never mattered):
 - weights not prepacked, float32: M = 1, M = 2..12 and the rest differ.
 """
 
-from collections.abc import Callable
-
 import torch
 
 from quire.kernels.linear.cpu import prepacked
@@ -30,8 +28,6 @@ MAX_PROBE_PRODUCTS = 2**30
 """Larger GEMMs are not probed above BASE_ROWS: a vocabulary head sees few rows a step."""
 
 PROBE_WEIGHT_ROWS = 256
-
-Apply = Callable[[torch.Tensor], torch.Tensor]
 
 
 class TilePlans:
@@ -81,7 +77,7 @@ def probe(
 
 def padded_tiles(x_MK: torch.Tensor) -> tuple[torch.Tensor, ...]:
     missing = -len(x_MK) % BASE_ROWS
-    return torch.nn.functional.pad(x_MK, (0, 0, 0, missing)).split(BASE_ROWS)
+    return torch.split(torch.nn.functional.pad(x_MK, (0, 0, 0, missing)), BASE_ROWS)
 
 
 def cancelling_inputs(

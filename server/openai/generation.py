@@ -13,6 +13,7 @@ from quire.pipelines.text.text_stream import FinishReason, TextStream
 from quire.pipelines.tokenizer import TextTokenizer
 from quire.server.engine import Engine, TokenChunk, TokenStream
 from quire.server.errors import GenerationFailed, InternalError
+from quire.server.logs import RequestDetails
 from quire.server.openai.replies import Usage
 
 
@@ -37,6 +38,7 @@ class _Choice:
         self.index = index
         self.stream = stream
         self.num_tokens = 0
+        self.finish_reason: FinishReason | None = None
         self._text = text
 
     def feed(self, chunk: TokenChunk) -> ChoiceDelta:
@@ -44,6 +46,7 @@ class _Choice:
             raise GenerationFailed("The model failed on this request")
         delta = self._text.feed(chunk.tokens, chunk.status)
         self.num_tokens += delta.num_tokens
+        self.finish_reason = delta.finish_reason
         return ChoiceDelta(
             self.index,
             delta.text,
@@ -113,6 +116,20 @@ class Generation:
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
+
+    def describe(self, details: RequestDetails) -> None:
+        """Say in the request's log line what was generated, as far as it came."""
+        usage = self.usage
+        details.prompt_tokens = usage["prompt_tokens"]
+        details.cached_tokens = usage["prompt_tokens_details"]["cached_tokens"]
+        details.generated_tokens = usage["completion_tokens"]
+        times = self._choices[0].stream.times
+        if times.queue_seconds is not None:
+            details.queue_ms = times.queue_seconds * 1000
+        if times.first_token is not None:
+            details.ttft_ms = (times.first_token - times.arrival) * 1000
+        reasons = sorted({choice.finish_reason or "abort" for choice in self._choices})
+        details.finish_reason = ",".join(reasons)
 
     def close_on_disconnect(self, receive: Receive) -> None:
         """Close as soon as the client has left. The request's body must have been read."""

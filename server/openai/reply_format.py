@@ -20,6 +20,7 @@ class ReplyFormat(ABC):
 
     def __init__(self, served: ServedModel, model: str) -> None:
         self.tokenizer = served.tokenizer
+        self.model = model
         self._head: dict[str, Any] = {
             "id": f"{self.id_prefix}-{uuid.uuid4().hex}",
             "object": self.whole_object,

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from quire.pipelines.core.context import TextContext
+from quire.server.logs import request_details
 from quire.server.openai.generation import ChoiceDelta, Generation
 from quire.server.openai.reply_format import ReplyFormat
 from quire.server.openai.schema import GenerationRequest, StreamOptions
@@ -37,6 +38,8 @@ async def respond(
         choices_per_prompt=request.n,
         starts_fresh=starts_fresh,
     )
+    details = request_details(http.scope)
+    details.model = reply.model
     is_handed_over = False
     try:
         generation.close_on_disconnect(http.receive)
@@ -55,6 +58,7 @@ async def respond(
     finally:
         if not is_handed_over:
             generation.close()
+            generation.describe(details)
 
 
 async def _whole(

@@ -117,7 +117,9 @@ class GenerationRequest(RequestModel):
     ignore_eos: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
-    priority: int = Field(0, ge=-_INT32, le=_INT32, description="Lower runs first.")
+    priority: int = Field(
+        0, ge=-LIMITS.priority, le=LIMITS.priority, description="Lower runs first."
+    )
     cache_salt: str | None = Field(None, min_length=1)
 
     @property

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from quire.server.errors import ApiError, InternalError
+from quire.server.logs import request_details
 from quire.server.openai.generation import ChoiceDelta, Generation
 from quire.server.openai.reply_format import ReplyFormat
 from quire.server.openai.schema import StreamOptions
@@ -74,9 +75,11 @@ class EventStream(Response):
             )
             await self._run()
         except _ReaderStalled:
+            scope["app"].state.metrics.on_slow_reader()
             logger.warning("client stopped reading, stream aborted")
         finally:
             self._generation.close()
+            self._generation.describe(request_details(scope))
 
     async def _run(self) -> None:
         generation = self._generation

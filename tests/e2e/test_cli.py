@@ -38,7 +38,12 @@ def test_version_and_list():
     assert quire("version").stdout.startswith("quire 0.")
     rows = json.loads(quire("list", "--json").stdout)["architectures"]
     names = {row["name"] for row in rows}
-    assert {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM"} <= names
+    assert {
+        "LlamaForCausalLM",
+        "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM",
+        "MistralForCausalLM",
+    } <= names
 
 
 def test_plan_predicts_without_loading():

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from quire.pipelines.core.status import TextGenerationStatus
 from quire.pipelines.tokenizer import TextTokenizer
 from quire.server.app import build_app
 from quire.server.auth import load_api_keys
-from quire.server.engine import TokenChunk, TokenStream
+from quire.server.engine import StreamTimes, TokenChunk, TokenStream
 from quire.server.errors import ApiError
 from quire.server.lifecycle import Lifecycle
 from quire.server.metrics import Metrics
@@ -65,6 +66,7 @@ class FakeStream:
     def __init__(self, context: TextContext, engine: "FakeEngine") -> None:
         self.context = context
         self.cached_tokens = engine.cached_tokens
+        self.times = StreamTimes(time.monotonic())
         self.num_said = 0
         self.is_closed = False
         self.was_stopped = False

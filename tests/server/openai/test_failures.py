@@ -1,6 +1,7 @@
 """Engine errors, disconnects and readers that stop reading."""
 
 import asyncio
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -182,8 +183,11 @@ async def test_reader_that_takes_nothing_is_given_up(
 
     reply = ChatFormat(live.app.state.served, "tiny")
     response = sse.EventStream(generation, reply, StreamOptions(), heartbeat=9.0, headers={})
-    await asyncio.wait_for(response({"type": "http"}, receive, send), 2.0)
+    scope = {"type": "http", "app": live.app}
+    await asyncio.wait_for(response(scope, receive, send), 2.0)
 
+    metrics = live.app.state.metrics.render()[0].decode()
+    assert re.search(r"quire_slow_readers\w*_total\S* 1.0", metrics)
     assert all(stream.is_closed for stream in live.engine.streams)
     assert all(message.get("more_body", True) for message in sent)
 

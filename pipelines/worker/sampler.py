@@ -1,0 +1,106 @@
+"""From the logits of a step to its tokens: what each context's parameters ask of the kernels."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from quire.kernels.sampling import (
+    PenaltyRow,
+    SamplingInputs,
+    apply_penalties_to_logits,
+    find_invalid_rows,
+    mask_tokens,
+    sample_tokens,
+    top_log_probabilities,
+)
+from quire.pipelines.core.context import TextContext
+from quire.pipelines.core.logprobs import LogProbabilities
+from quire.pipelines.core.plan import PlanRow, StepResult
+
+INVALID_LOGITS = "the model produced invalid logits (NaN or infinity)"
+
+
+def sample_rows(logits_SV: torch.Tensor, rows: Sequence[PlanRow]) -> StepResult:
+    """One token per row of fp32 `logits_SV`, which is changed; a row with invalid logits fails.
+
+    Log-probabilities are of the logits as given, before penalties and bans.
+    """
+    contexts = [row.context for row in rows]
+    wanted = [
+        index for index, context in enumerate(contexts) if context.params.logprobs is not None
+    ]
+    raw_WV = logits_SV[wanted] if wanted else None
+    invalid_S = find_invalid_rows(logits_SV)
+    apply_penalties_to_logits(logits_SV, _penalties(contexts))
+    for index, context in enumerate(contexts):
+        if banned := _banned_tokens(context, logits_SV.shape[1]):
+            mask_tokens(logits_SV, index, banned)
+    tokens_S = sample_tokens(logits_SV, _sampling_inputs(rows))
+
+    invalid = invalid_S.cpu().numpy()
+    logprobs: list[LogProbabilities | None] = []
+    if raw_WV is not None:
+        logprobs = [None] * len(rows)
+        valid = [place for place, index in enumerate(wanted) if not invalid[index]]
+        asking = [wanted[place] for place in valid]
+        counts = [contexts[index].params.logprobs or 0 for index in asking]
+        found = _log_probabilities(raw_WV[valid], tokens_S[asking], counts)
+        for index, entry in zip(asking, found, strict=True):
+            logprobs[index] = entry
+    return StepResult(
+        np.where(invalid, np.int32(-1), tokens_S.cpu().numpy()),
+        logprobs,
+        {int(index): INVALID_LOGITS for index in invalid.nonzero()[0]},
+    )
+
+
+def _penalties(contexts: Sequence[TextContext]) -> list[PenaltyRow]:
+    return [
+        PenaltyRow(
+            row=index,
+            frequency=context.params.frequency_penalty,
+            presence=context.params.presence_penalty,
+            repetition=context.params.repetition_penalty,
+            prompt=context.tokens.prompt,
+            generated=context.tokens.generated,
+        )
+        for index, context in enumerate(contexts)
+        if context.params.has_penalties
+    ]
+
+
+def _banned_tokens(context: TextContext, vocab_size: int) -> list[int]:
+    """The tokens that would end the context too early; ids beyond the vocabulary cannot come."""
+    if not context.is_below_min_new_tokens:
+        return []
+    ends = context.params.stop_token_ids
+    if not context.params.ignore_eos:
+        ends += context.eos_token_ids
+    return [token for token in ends if 0 <= token < vocab_size]
+
+
+def _sampling_inputs(rows: Sequence[PlanRow]) -> SamplingInputs:
+    params = [row.context.params for row in rows]
+    return SamplingInputs(
+        temperature=np.array([p.temperature for p in params], dtype=np.float32),
+        top_k=np.array([p.top_k for p in params], dtype=np.int32),
+        top_p=np.array([p.top_p for p in params], dtype=np.float32),
+        min_p=np.array([p.min_p for p in params], dtype=np.float32),
+        seed=np.array([p.seed for p in params], dtype=np.int64),
+        choice=np.array([row.context.choice for row in rows], dtype=np.int32),
+        position=np.array([row.start + row.count for row in rows], dtype=np.int32),
+    )
+
+
+def _log_probabilities(
+    raw_RV: torch.Tensor, tokens_R: torch.Tensor, counts: Sequence[int]
+) -> list[LogProbabilities]:
+    top = top_log_probabilities(raw_RV, tokens_R, counts)
+    result = []
+    for row, count in enumerate(counts):
+        ids, values = top.token_ids[row].tolist(), top.values[row].tolist()
+        kept = min(count, raw_RV.shape[1])
+        likely = dict(zip(ids[:kept], values[:kept], strict=True))
+        result.append(LogProbabilities(float(top.sampled[row]), likely))
+    return result

@@ -1,0 +1,55 @@
+"""What every kernel test shares: NaN in unwritten outputs, thread counts, bfloat16 dots."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import triton.language as tl
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+
+
+@pytest.fixture(autouse=True)
+def nan_filled_empty_tensors() -> Iterator[None]:
+    """Every torch.empty comes filled with NaN, so that an element never written shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def same_bits() -> Callable[[torch.Tensor, torch.Tensor], bool]:
+    def compare(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+        bits = BITS[actual.dtype]
+        return torch.equal(actual.contiguous().view(bits), expected.contiguous().view(bits))
+
+    return compare
+
+
+@pytest.fixture
+def bfloat16_dot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the interpreter multiply bfloat16: it keeps the bits as uint16 and multiplies those."""
+    create_dot = InterpreterBuilder.create_dot
+
+    def widened(handle: TensorHandle) -> TensorHandle:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        bits = handle.data.astype(np.uint32) << 16
+        return TensorHandle(bits.view(np.float32), tl.float32)
+
+    def widening_dot(self: Any, a: TensorHandle, b: TensorHandle, *rest: Any) -> TensorHandle:
+        return create_dot(self, widened(a), widened(b), *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", widening_dot)
