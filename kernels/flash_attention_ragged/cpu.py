@@ -1,14 +1,17 @@
 """Ragged attention on a CPU: exact per row, through torch's own flash kernel.
 
-That kernel walks the keys in splits of 512 with an online softmax, in fp32 inside. Measured on
-AMX (torch 2.13, 1 and 2 threads, fp32 and bf16): the bits of a row depend on its own keys alone,
-and keys that are masked are exact no-ops, as long as
+That kernel walks the keys in splits of 512 with an online softmax, in fp32 inside. Measured with
+AVX512 and AMX (torch 2.13, 1 and 2 threads, fp32 and bf16): the bits of a row depend on its own
+keys alone, and keys that are masked are exact no-ops, as long as
 - the number of query rows is a multiple of 16 (smaller or odd ones take other GEMM paths),
 - the last split is 64, 128, 192, 256 or 512 keys wide (fp32 GEMMs cut other widths differently),
 - a head_dim that is no multiple of 32 keeps to tiles below 64 rows (bf16 packing pads the others).
 So a step becomes work items (one token, or a run of prefill tokens, against a width of keys that
-keeps these rules), and items of equal shape become one gather and one call. The exactness tests
-check the rules on the machine that runs them.
+keeps these rules), and items of equal shape become one gather and one call.
+
+With AVX2 a row's bits depend on its place in the tile. So the rules are probed once; where they
+fail, every token is an item of its own against whole splits: the same call for each row, exact
+by construction, but a slow prefill.
 """
 
 from collections.abc import Iterator
@@ -38,6 +41,7 @@ class _Shape:
     dtype: torch.dtype
     sliding_window: int | None
     max_rows: int
+    narrowest_split: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +85,11 @@ def flash_attention_ragged_cpu(
 ) -> torch.Tensor:
     """As `flash_attention_ragged`, for float32 and bfloat16 tensors on the CPU."""
     num_tokens, _, head_dim = q_THD.shape
-    page_size = k_cache.shape[2]
-    max_rows = SPLIT_KEYS if head_dim % 32 == 0 else 2 * ROW_TILE
-    shape = _Shape(page_size, q_THD.dtype, sliding_window, max_rows)
+    page_size, dtype = k_cache.shape[2], q_THD.dtype
+    if _may_share_tiles(dtype, head_dim, torch.get_num_threads()):
+        shape = _Shape(page_size, dtype, sliding_window, _max_rows(head_dim), NARROW_KEYS)
+    else:
+        shape = _Shape(page_size, dtype, sliding_window, 1, SPLIT_KEYS)
     lookup_table = batch.lookup_table.long()
     out_THD = q_THD.new_empty(num_tokens + 1, *q_THD.shape[1:])
     for group in _plan(batch.query_lengths, batch.kv_lengths, shape):
@@ -112,24 +118,58 @@ def _attend(
     """Attention of every item: [n * R, H, D]."""
     items, rows, heads, head_dim = q_nRHD.shape
     if rows > 1:
-        out = _flash(q_nRHD.transpose(1, 2), k, v, mask, scale)
+        out, _ = _flash(q_nRHD.transpose(1, 2), k, v, mask, scale)
         return out.transpose(1, 2).reshape(items * rows, heads, head_dim)
     # One token: the query heads that share a key head are the rows, so that keys are read once.
     group = heads // k.shape[1]
     padding = -group % ROW_TILE
     q = F.pad(q_nRHD.view(items, -1, group, head_dim), (0, 0, 0, padding))
-    out = _flash(q, k, v, mask.expand(-1, -1, q.shape[2], -1), scale)
+    out, _ = _flash(q, k, v, mask.expand(-1, -1, q.shape[2], -1), scale)
     return out[:, :, :group].reshape(items, heads, head_dim)
 
 
 def _flash(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs [n, H, rows, D] and log-sum-exps [n, H, rows]."""
     # Not F.scaled_dot_product_attention: it may choose another kernel, with other bits.
-    out: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+    out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, False, attn_mask=mask, scale=scale
-    )[0]
-    return out
+    )
+    return out, sums
+
+
+def _max_rows(head_dim: int) -> int:
+    return SPLIT_KEYS if head_dim % 32 == 0 else 2 * ROW_TILE
+
+
+@lru_cache(maxsize=16)
+def _may_share_tiles(dtype: torch.dtype, head_dim: int, threads: int) -> bool:
+    """Whether rows keep their bits at any place in any tile, and in a narrow last split.
+
+    Probed for `threads`, the number of threads at the time of the call.
+    """
+    rows = min(256, _max_rows(head_dim))
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 1, 4, 2 * SPLIT_KEYS, head_dim, generator=generator).to(dtype)
+    q = q[:, :, :rows]
+    widths = (*range(NARROW_KEYS, SPLIT_KEYS // 2 + 1, NARROW_KEYS), SPLIT_KEYS)
+    for width in (SPLIT_KEYS + last for last in widths):
+        mask = torch.zeros(1, 1, rows, 2 * SPLIT_KEYS, dtype=dtype)
+        mask[..., width:] = float("-inf")
+        whole = _flash(q, k, v, mask, head_dim**-0.5)
+        for start in (0, 1, 6, 11):
+            tile = slice(start, start + ROW_TILE)
+            part = _flash(
+                q[:, :, tile],
+                k[:, :, :width],
+                v[:, :, :width],
+                mask[:, :, tile, :width],
+                head_dim**-0.5,
+            )
+            if not all(torch.equal(a, b[:, :, tile]) for a, b in zip(part, whole, strict=True)):
+                return False
+    return True
 
 
 @lru_cache(maxsize=2)
@@ -161,7 +201,7 @@ def _items(
     for context, (count, length) in enumerate(zip(query_lengths, kv_lengths, strict=True)):
         position = length - count
         while position < length:
-            end = _padded(position + 1)
+            end = _padded(position + 1, shape.narrowest_split)
             stop = min(length, end, position + shape.max_rows)
             start = 0
             if shape.sliding_window is not None:
@@ -172,12 +212,10 @@ def _items(
             position = stop
 
 
-def _padded(num_keys: int) -> int:
+def _padded(num_keys: int, narrowest_split: int) -> int:
     """The least number of keys >= `num_keys` whose last split has an exact width."""
-    last = num_keys % SPLIT_KEYS
-    if last > SPLIT_KEYS // 2:
-        return num_keys - last + SPLIT_KEYS
-    return num_keys + -num_keys % NARROW_KEYS
+    is_wide = num_keys % SPLIT_KEYS > SPLIT_KEYS // 2
+    return num_keys + -num_keys % (SPLIT_KEYS if is_wide else narrowest_split)
 
 
 def _rows(item: _Item) -> int:

@@ -1,12 +1,13 @@
 """A live `quire serve` in its own process, driven through its port."""
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx2
@@ -57,11 +58,6 @@ class LiveServer:
             assert time.monotonic() - self.started < timeout, self.log
             time.sleep(0.02)
 
-    def openai(self, **options: object) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(
-            base_url=f"{self.url}/v1", api_key="none", max_retries=0, **options
-        )
-
     def worker(self) -> psutil.Process:
         """The worker's process; waits for one while it is being replaced."""
         deadline = time.monotonic() + 20
@@ -88,7 +84,11 @@ class LiveServer:
     def wait_idle(self, timeout: float = 10.0) -> None:
         """Until nothing runs, waits or holds a page."""
         deadline = time.monotonic() + timeout
-        names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "quire_kv_used_pages")
+        names = (
+            "vllm:num_requests_running",
+            "vllm:num_requests_waiting",
+            "vllm:kv_cache_usage_perc",
+        )
         while any(self.metric(name) for name in names):
             assert time.monotonic() < deadline, {name: self.metric(name) for name in names}
             time.sleep(0.05)
@@ -125,3 +125,16 @@ def demo(launch: Callable[..., LiveServer]) -> LiveServer:
     server = launch()
     server.wait_ready()
     return server
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Callable[[LiveServer], openai.AsyncOpenAI]]:
+    """The official client of a server; closed at the end of the test."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        def client(server: LiveServer) -> openai.AsyncOpenAI:
+            made = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+            stack.push_async_callback(made.close)
+            return made
+
+        yield client

@@ -56,8 +56,8 @@ async def alone(client, made) -> list[str]:
     return [await read(client, request) for request in made]
 
 
-async def test_64_streams_with_leavers_equal_the_same_requests_alone(demo):
-    client = demo.openai()
+async def test_64_streams_with_leavers_equal_the_same_requests_alone(demo, connect):
+    client = connect(demo)
     made = requests(NUM_STREAMS, seed=1, longest=60)
     leavers = set(range(0, NUM_STREAMS, 5))
 
@@ -74,13 +74,13 @@ async def test_64_streams_with_leavers_equal_the_same_requests_alone(demo):
     demo.wait_idle()
 
 
-async def test_preemption_changes_nothing_when_pages_are_a_third_of_the_need(demo, launch):
+async def test_preemption_changes_nothing_when_pages_are_a_third_of_the_need(demo, launch, connect):
     small = launch("--kv-cache-pages", "64", "--page-size", "16", "--max-length", "512")
     small.wait_ready()
     made = requests(24, seed=2, longest=200)
 
-    crowded = await asyncio.gather(*(read(small.openai(), request) for request in made))
-    expected = await alone(demo.openai(), made)
+    crowded = await asyncio.gather(*(read(connect(small), request) for request in made))
+    expected = await alone(connect(demo), made)
 
     assert crowded == expected
     assert small.metric("vllm:num_preemptions_total") > 0
@@ -88,13 +88,13 @@ async def test_preemption_changes_nothing_when_pages_are_a_third_of_the_need(dem
 
 
 @pytest.mark.parametrize("kills", [1, 2])
-async def test_kill_9_of_the_worker_loses_doubles_and_changes_nothing(demo, launch, kills):
+async def test_kill_9_of_the_worker_loses_doubles_and_changes_nothing(demo, launch, kills, connect):
     victim = launch()
     victim.wait_ready()
     made = requests(16, seed=3 + kills, longest=400)
-    expected = await asyncio.gather(*(read(demo.openai(), request) for request in made))
+    expected = await asyncio.gather(*(read(connect(demo), request) for request in made))
 
-    running = [asyncio.create_task(read(victim.openai(), request)) for request in made]
+    running = [asyncio.create_task(read(connect(victim), request)) for request in made]
     for _ in range(kills):
         await asyncio.sleep(0.4)
         os.kill((await asyncio.to_thread(victim.worker)).pid, signal.SIGKILL)
@@ -112,12 +112,12 @@ def wait_for_restart(server) -> None:
     server.wait_ready(timeout=120)
 
 
-async def test_idle_worker_death_is_invisible_to_the_next_request(launch):
+async def test_idle_worker_death_is_invisible_to_the_next_request(launch, connect):
     server = launch()
     server.wait_ready()
 
     os.kill(server.worker().pid, signal.SIGKILL)
-    reply = await server.openai().completions.create(
+    reply = await connect(server).completions.create(
         model="quire-demo", prompt="One day", max_tokens=5
     )
 

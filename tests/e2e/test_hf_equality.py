@@ -58,7 +58,7 @@ def checkpoint(request, tmp_path):
     return tmp_path, model
 
 
-async def test_tokens_and_top_5_log_probabilities_equal_transformers(checkpoint, launch):
+async def test_tokens_and_top_5_log_probabilities_equal_transformers(checkpoint, launch, connect):
     folder, model = checkpoint
     server = launch(
         *("--model", str(folder), "--served-model-name", "tiny", "--page-size", "16"),
@@ -71,7 +71,7 @@ async def test_tokens_and_top_5_log_probabilities_equal_transformers(checkpoint,
         for size in (3, 16, 97, 200)
     ]
 
-    reply = await server.openai().completions.create(
+    reply = await connect(server).completions.create(
         model="tiny", prompt=prompts, max_tokens=NUM_NEW, temperature=0, logprobs=5
     )
 

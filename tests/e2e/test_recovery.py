@@ -14,18 +14,18 @@ def run_directories(pid: int) -> list[Path]:
     return list(Path(tempfile.gettempdir()).glob(f"quire-{pid}-*"))
 
 
-async def test_a_hung_worker_is_replaced_and_its_stream_goes_on(demo, launch):
+async def test_a_hung_worker_is_replaced_and_its_stream_goes_on(demo, launch, connect):
     server = launch("--worker-timeout", "1")
     server.wait_ready()
     ask = {"model": "quire-demo", "prompt": "One day", "max_tokens": 300, "stream": True}
-    ask["extra_body"] = {"ignore_eos": True}
+    ask |= {"temperature": 0, "extra_body": {"ignore_eos": True}}
 
     async def text(client) -> str:
         stream = await client.completions.create(**ask)
         return "".join([chunk.choices[0].text async for chunk in stream])
 
-    expected = await text(demo.openai())
-    running = asyncio.create_task(text(server.openai()))
+    expected = await text(connect(demo))
+    running = asyncio.create_task(text(connect(server)))
     await asyncio.sleep(0.2)
     os.kill(server.worker().pid, signal.SIGSTOP)
 

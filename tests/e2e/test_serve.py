@@ -8,8 +8,8 @@ import openai
 import psutil
 
 
-async def test_streamed_chat_equals_the_unstreamed_reply(demo):
-    client = demo.openai()
+async def test_streamed_chat_equals_the_unstreamed_reply(demo, connect):
+    client = connect(demo)
     messages = [{"role": "user", "content": "Count from one to five."}]
     ask = {"model": "quire-demo", "messages": messages, "temperature": 0, "max_tokens": 60}
 
@@ -25,8 +25,8 @@ async def test_streamed_chat_equals_the_unstreamed_reply(demo):
     assert len(pieces) > 3
 
 
-async def test_a_second_identical_prompt_hits_the_prefix_cache(demo):
-    client = demo.openai()
+async def test_a_second_identical_prompt_hits_the_prefix_cache(demo, connect):
+    client = connect(demo)
     prompt = "Once upon a time there was a little fox who lived near the river. " * 6
 
     first = await client.completions.create(model="quire-demo", prompt=prompt, max_tokens=4)
@@ -37,8 +37,8 @@ async def test_a_second_identical_prompt_hits_the_prefix_cache(demo):
     assert second.usage.prompt_tokens_details.cached_tokens % 32 == 0
 
 
-async def test_seeded_sampling_repeats_and_choices_differ(demo):
-    client = demo.openai()
+async def test_seeded_sampling_repeats_and_choices_differ(demo, connect):
+    client = connect(demo)
     ask = {"model": "quire-demo", "prompt": "One day", "max_tokens": 24, "temperature": 1.2}
 
     one = await client.completions.create(**ask, seed=7, n=3)
@@ -51,8 +51,8 @@ async def test_seeded_sampling_repeats_and_choices_differ(demo):
     assert texts != [choice.text for choice in other.choices]
 
 
-async def test_models_are_listed_and_unknown_ones_refused(demo):
-    client = demo.openai()
+async def test_models_are_listed_and_unknown_ones_refused(demo, connect):
+    client = connect(demo)
 
     listed = [model.id async for model in client.models.list()]
     try:
@@ -119,10 +119,10 @@ def test_the_worker_dies_with_the_api_process(launch):
     assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
 
 
-async def test_sigterm_finishes_running_streams_and_exits_zero(launch):
+async def test_sigterm_finishes_running_streams_and_exits_zero(launch, connect):
     server = launch()
     server.wait_ready()
-    stream = await server.openai().completions.create(
+    stream = await connect(server).completions.create(
         model="quire-demo",
         prompt="One day",
         max_tokens=300,

@@ -38,10 +38,14 @@ def same_bits() -> Callable[[torch.Tensor, torch.Tensor], bool]:
     return compare
 
 
-@pytest.fixture
-def bfloat16_dot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the interpreter multiply bfloat16: it keeps the bits as uint16 and multiplies those."""
+@pytest.fixture(autouse=True)
+def bfloat16_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Round bfloat16 to nearest as a GPU does, and let dots multiply it.
+
+    Triton 3.7's interpreter truncates in the cast, and multiplies the bits of bfloat16 as uint16.
+    """
     create_dot = InterpreterBuilder.create_dot
+    cast_impl = InterpreterBuilder.cast_impl
 
     def widened(handle: TensorHandle) -> TensorHandle:
         if handle.dtype.scalar != tl.bfloat16:
@@ -52,4 +56,12 @@ def bfloat16_dot(monkeypatch: pytest.MonkeyPatch) -> None:
     def widening_dot(self: Any, a: TensorHandle, b: TensorHandle, *rest: Any) -> TensorHandle:
         return create_dot(self, widened(a), widened(b), *rest)
 
+    def rounding_cast(self: Any, source: TensorHandle, target: tl.dtype) -> TensorHandle:
+        if (source.dtype.scalar, target.scalar) != (tl.float32, tl.bfloat16):
+            return cast_impl(self, source, target)
+        rounded = torch.from_numpy(np.array(source.data)).bfloat16().view(torch.uint16)
+        return TensorHandle(rounded.numpy(), tl.bfloat16)
+
     monkeypatch.setattr(InterpreterBuilder, "create_dot", widening_dot)
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", rounding_cast)
+    monkeypatch.setattr(InterpreterBuilder, "create_fp_trunc", rounding_cast)

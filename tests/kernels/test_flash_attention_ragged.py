@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from quire.kernels.cases import Case, random_ragged_batch
-from quire.kernels.flash_attention_ragged import flash_attention_ragged
+from quire.kernels.flash_attention_ragged import cpu, flash_attention_ragged
 from quire.kernels.flash_attention_ragged.cases import SERVED_CASES, SMALL_CASES
 from quire.kernels.flash_attention_ragged.kernel import flash_attention_ragged_triton
 from quire.kernels.flash_attention_ragged.reference import flash_attention_ragged_reference
@@ -225,6 +225,26 @@ def test_token_by_token_equals_one_prefill(threads: int, dtype: torch.dtype) -> 
             if position < length:
                 out = contexts.run(flash_attention_ragged, [(context, position, 1)], 16)[0]
                 assert_same_bits(out, alone[position : position + 1])
+
+
+def test_a_cpu_whose_tiles_are_not_exact_runs_tokens_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such a CPU (AVX2) must get the same shape of call for every token, so the same bits."""
+    monkeypatch.setattr(cpu, "_may_share_tiles", lambda *_: False)
+    calls = []
+    flash = cpu._flash
+
+    def recording(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> Any:
+        calls.append((q.shape[2], k.shape[2] % cpu.SPLIT_KEYS))
+        return flash(q, k, *rest)
+
+    monkeypatch.setattr(cpu, "_flash", recording)
+    contexts = Contexts.draw([90, 530], (14, 2, 64), torch.float32, 12)
+    alone = contexts.alone(flash_attention_ragged, 1)
+    outs = contexts.run(flash_attention_ragged, [(0, 5, 1), (1, 507, 23)], 16)
+    assert_same_bits(outs[1], alone[507:])
+    assert set(calls) == {(cpu.ROW_TILE, 0)}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -2,11 +2,14 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -14,6 +17,7 @@ from quire.config.errors import ModelError
 from quire.pipelines.architectures.spec import load_model_spec
 from quire.pipelines.weights.checkpoint import open_checkpoint
 from quire.pipelines.weights.loader import WeightLoader
+from quire.pipelines.weights.safetensors_header import read_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -297,6 +301,24 @@ def test_a_file_that_shrinks_after_the_check_is_an_error_not_a_crash(tmp_path: P
 
     with pytest.raises(ModelError, match=f"{KEY}: expected 6144 bytes, found 10 bytes"):
         loader.take(KEY)
+
+
+@given(changes=st.dictionaries(st.integers(0, 400), st.binary(min_size=1, max_size=3), max_size=4))
+def test_a_damaged_header_is_a_model_error_or_harmless(changes: dict[int, bytes]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / SINGLE
+        save_file({"a": torch.ones(2, 3), "b": torch.ones(4)}, path, {"format": "pt"})
+        content = bytearray(path.read_bytes())
+        for position, value in changes.items():
+            content[position : position + len(value)] = value
+        path.write_bytes(content)
+
+        try:
+            entries = read_header(path)
+        except ModelError as error:
+            assert str(error).startswith(str(path))
+        else:
+            assert all(8 <= entry.begin <= entry.end <= len(content) for entry in entries.values())
 
 
 def test_the_model_folder_is_read_with_files_read_only(tmp_path: Path) -> None:

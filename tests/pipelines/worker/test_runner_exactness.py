@@ -49,6 +49,8 @@ def dtype(request: pytest.FixtureRequest) -> str:
         ("Llama", {"tie_word_embeddings": True, "head_dim": 64, "num_hidden_layers": 2}),
         ("Qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
         ("Qwen3", {"head_dim": 32}),
+        # Sums so long that a GEMM library cuts them by the number of rows.
+        ("Llama", {"hidden_size": 768, "intermediate_size": 1600, "num_hidden_layers": 1}),
     ],
 )
 def test_bits_are_equal_for_any_cut_batch_and_page_placement(
@@ -111,3 +113,22 @@ def test_stale_contents_of_pages_do_not_reach_the_logits(
     (logits,) = driver.logits([history], [[(0, 33)], [(0, 47)]])
 
     assert_same_bits(logits, expected)
+
+
+def test_bits_are_equal_for_long_contexts_on_two_threads(
+    dtype: str,
+    random_model: Callable[..., Any],
+    load: Callable[..., Any],
+    drive: Callable[..., Any],
+) -> None:
+    rng = random.Random(11)
+    history, other = (rng.choices(range(211), k=560) for _ in range(2))
+    model = random_model("Llama", max_position_embeddings=600, num_hidden_layers=2, head_dim=64)
+    loaded = load(model, dtype=dtype, threads=2, kv_cache_pages=64)
+    (expected,) = drive(loaded).logits([history], [[(0, 560)]])
+    chunks = [[(0, 128), (1, 40)], [(1, 1), (0, 300)], [(0, 90), (1, 200)], [(0, 38)]]
+    decode = [[(1, 1), (0, 1)]] * 4
+
+    logits = drive(loaded, seed=5).logits([history, other[:245]], [*chunks, *decode])
+
+    assert_same_bits(logits[0], expected)

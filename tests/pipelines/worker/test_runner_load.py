@@ -19,7 +19,7 @@ from quire.pipelines.worker.load import LoadedModel, find_device, load_runner
 
 
 def reload(folder: Path, phases: list[tuple[str, float]], **settings: Any) -> LoadedModel:
-    values = {"device": "cpu", "kv_cache_pages": 16, **settings}
+    values = {"device": "cpu", "threads": 1, "kv_cache_pages": 16, **settings}
     return load_runner(
         ModelSettings.model_validate(values),
         folder,
@@ -37,7 +37,7 @@ def folder(random_model: Callable[..., Any], tmp_path: Path) -> Path:
 def test_a_loaded_model_says_what_it_is_and_reports_its_phases(folder: Path) -> None:
     phases: list[tuple[str, float]] = []
 
-    loaded = reload(folder, phases, page_size=16, threads=1, max_length=50)
+    loaded = reload(folder, phases, page_size=16, max_length=50)
 
     assert (loaded.device, loaded.dtype) == ("cpu", "float32")
     assert (loaded.max_length, loaded.num_pages) == (50, 16)
