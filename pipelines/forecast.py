@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 
 from quire.config.errors import ConfigError
 from quire.config.settings import ModelSettings
 from quire.pipelines.architectures.spec import ModelSpec
 from quire.pipelines.kv_cache.memory_plan import MemoryPlan, plan_memory
+from quire.pipelines.worker.host import available_cores, available_memory
 
 GB = 10**9
 TB = 10**12
@@ -60,8 +60,8 @@ class Forecast:
     def table(self) -> str:
         hardware = self.hardware
         lines = [
-            f"device          {hardware.name}: {hardware.bandwidth / GB:,.0f} GB/s, "
-            f"{hardware.flops / TB:,.2f} TFLOP/s ({hardware.source})",
+            f"device          {hardware.name}: {hardware.source}",
+            f"peak            {hardware.bandwidth / GB:,.0f} GB/s, {hardware.flops / TB:,.2f} TFLOP/s",
             f"dtype           {self.dtype}",
             self.memory.table(),
             "",
@@ -95,7 +95,7 @@ def find_hardware(name: str) -> Hardware:
 
 def measure_cpu() -> Hardware:
     """This machine: free memory, DRAM read rate over all cores, float32 matmul rate of numpy."""
-    cores = len(psutil.Process().cpu_affinity() or [0])
+    cores = available_cores()
     blocks = [np.ones(32 * 1024**2, dtype=np.float32) for _ in range(cores)]
     square = np.ones((1536, 1536), dtype=np.float32)
     with ThreadPoolExecutor(cores) as pool:
@@ -103,7 +103,7 @@ def measure_cpu() -> Hardware:
     multiply = min(_seconds(lambda: square @ square) for _ in range(3))
     return Hardware(
         "cpu",
-        psutil.virtual_memory().available,
+        available_memory(),
         sum(block.nbytes for block in blocks) / read,
         2 * square.shape[0] ** 3 / multiply,
         f"measured now on {cores} cores; float32 matmul",

@@ -25,6 +25,7 @@ from quire.pipelines.core.status import TextGenerationStatus
 from quire.pipelines.hf import resolve_model
 from quire.pipelines.text.text_stream import TextStream
 from quire.pipelines.tokenizer import TextTokenizer
+from quire.pipelines.worker.progress import progress_bar
 from quire.pipelines.worker.start import start_engine
 
 logger = logging.getLogger(__name__)
@@ -65,12 +66,7 @@ class LLM:
         self._settings = settings or load(ModelSettings, {"model": model, **options})
         folder = resolve_model(self._settings.model, self._settings.revision)
         self.tokenizer = TextTokenizer.from_folder(folder)
-        with tqdm(total=100, unit="%", disable=None, leave=False) as bar:
-
-            def progress(phase: str, fraction: float) -> None:
-                bar.set_description(phase)
-                bar.update(round(fraction * 100) - bar.n)
-
+        with progress_bar() as progress:
             started = start_engine(self._settings, folder, 0, progress)
         self._engine = started.engine
         self._eos_token_ids = started.model.spec.eos_token_ids

@@ -133,8 +133,33 @@ def generate(
         raise click.UsageError(str(error)) from None
     with LLM(settings=settings) as llm:
         use_chat = llm.has_chat_template if chat is None else chat
-        for text in llm.generate(list(prompt), params=params, chat=use_chat):
+        try:
+            texts = llm.generate(list(prompt), params=params, chat=use_chat)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+        for text in texts:
             click.echo(text)
+
+
+@main.command()
+@settings_options(ModelSettings)
+@click.option("--prompt", required=True, multiple=True, help="Text to embed; may be repeated.")
+@click.option("--pooling", type=click.Choice(["last", "mean"]), default="last", show_default=True)
+@click.option("--normalize/--no-normalize", default=True, show_default=True)
+@reports_errors
+def encode(prompt: tuple[str, ...], pooling: Any, normalize: bool, **options: Any) -> None:
+    """Turn text into embedding vectors, one JSON line each."""
+    import orjson
+
+    from quire.pipelines.text_encoder import TextEncoder
+
+    encoder = TextEncoder(_load(ModelSettings, options))
+    try:
+        vectors = encoder.encode(prompt, pooling=pooling, normalize=normalize)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    for text, vector in zip(prompt, vectors, strict=True):
+        click.echo(orjson.dumps({"prompt": text, "embedding": vector.tolist()}).decode())
 
 
 @main.command("list")

@@ -16,7 +16,6 @@ import triton
 import triton.language as tl
 
 from quire.kernels.ragged_batch import RaggedBatch
-from quire.kernels.triton_helpers import is_interpreted
 
 SPLIT_KEYS = 512
 BLOCK_M = 64
@@ -81,13 +80,10 @@ def attention_kernel(
     BLOCK_N: tl.constexpr,
     SPLIT_KEYS: tl.constexpr,
     IS_DECODE: tl.constexpr,
-    WIDEN: tl.constexpr,
 ):
     """Grid (query tiles, kv heads, splits of a decode launch or 1).
 
-    Rows of a tile are tokens x the query heads of one kv head. `score_scale` includes log2(e).
-    WIDEN computes in fp32 on rounded inputs: the interpreter has no bf16 arithmetic.
-    """
+    Rows of a tile are tokens x the query heads of one kv head. `score_scale` includes log2(e)."""
     BLOCK_Q: tl.constexpr = BLOCK_M // GROUP_PADDED
     tile = tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -129,8 +125,6 @@ def attention_kernel(
     is_column = columns < HEAD_DIM
     row_mask = is_row[:, None] & is_column[None, :]
     q_tile = tl.load(q + base * HEAD_DIM + row_offsets, mask=row_mask, other=0.0)
-    if WIDEN:
-        q_tile = q_tile.to(tl.float32)
 
     pages = lookup_table + context.to(tl.int64) * lookup_stride
     total_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -152,10 +146,6 @@ def attention_kernel(
             # Loaded as zero where masked: stale memory may hold NaN, and 0 * NaN is NaN.
             k_tile = tl.load(k_cache + kv_offsets, mask=kv_mask, other=0.0)
             v_tile = tl.load(v_cache + kv_offsets, mask=kv_mask, other=0.0)
-            value_type = v_tile.dtype
-            if WIDEN:
-                k_tile = k_tile.to(tl.float32)
-                v_tile = v_tile.to(tl.float32)
             scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="tf32x3") * score_scale
             distance = position[:, None] - keys[None, :]
             visible = (distance >= 0) & is_row[:, None]
@@ -167,9 +157,7 @@ def attention_kernel(
             weights = tl.exp2(scores - safe[:, None])
             decay = tl.exp2(row_max - safe)
             row_sum = row_sum * decay + tl.sum(weights, 1)
-            weights = weights.to(value_type)
-            if WIDEN:
-                weights = weights.to(tl.float32)
+            weights = weights.to(v_tile.dtype)
             acc = tl.dot(weights, v_tile, acc * decay[:, None], input_precision="tf32x3")
             row_max = top
         total_max, total_sum, total_acc = _merge(
@@ -266,7 +254,7 @@ def flash_attention_ragged_triton(
     num_tokens, heads, head_dim = q_THD.shape
     _, kv_heads, page_size, _ = k_cache.shape
     constants = attention_constants(heads, kv_heads, head_dim, page_size, q_THD.element_size())
-    constants |= {"WINDOW": sliding_window or 0, "WIDEN": is_interpreted()}
+    constants["WINDOW"] = sliding_window or 0
     decode, contexts = batch.num_decode, len(batch.query_lengths)
     out_THD = torch.empty_like(q_THD)
 

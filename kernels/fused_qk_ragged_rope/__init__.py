@@ -29,7 +29,6 @@ def fused_qk_ragged_rope(
         cos_sin: float32 [max_positions, D], cosines of D / 2 angles, then their sines.
         k_cache: [num_pages, K, page_size, D] in the dtype of qkv; written at `batch.slots`.
         v_cache: as `k_cache`.
-        batch: positions and slots of the tokens.
         num_heads: H.
         q_norm: RMS norm weight [D] of the query heads, or None.
         k_norm: RMS norm weight [D] of the key heads, or None.

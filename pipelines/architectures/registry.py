@@ -18,6 +18,8 @@ class SupportedArchitecture:
     name: str
     """The class in config.json's `architectures`."""
     example_repo_ids: tuple[str, ...]
+    supported_encodings: tuple[str, ...] = ("bfloat16", "float32", "float16")
+    """Formats of the weights in a checkpoint."""
     attention_bias: bool | None = False
     output_bias: bool | None = False
     mlp_bias: bool | None = False

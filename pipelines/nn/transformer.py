@@ -72,11 +72,30 @@ class Transformer:
         `tokens_T` int32. Returns the logits of the tokens at `logit_rows_S` (int64), fp32 [S, V];
         S may be 0.
         """
-        x_TC, residual_TC = self.embedding(tokens_T), None
+        if logit_rows_S.numel() == 0:
+            self._blocks(tokens_T, batch, caches)
+            return self.cos_sin.new_empty((0, self.lm_head.out_dim))
+        hidden_SC = self.hidden_states(tokens_T, batch, caches, logit_rows_S)
+        return self.lm_head(hidden_SC).float()
+
+    @torch.inference_mode()
+    def hidden_states(
+        self,
+        tokens_T: torch.Tensor,
+        batch: RaggedBatch,
+        caches: Sequence[LayerCache],
+        rows_S: torch.Tensor,
+    ) -> torch.Tensor:
+        """As a call, but what the logits are made of: [S, C] after the last norm."""
+        x_TC, residual_TC = self._blocks(tokens_T, batch, caches)
+        residual_SC = None if residual_TC is None else residual_TC[rows_S]
+        return self.norm(x_TC[rows_S], residual_SC)[0]
+
+    def _blocks(
+        self, tokens_T: torch.Tensor, batch: RaggedBatch, caches: Sequence[LayerCache]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        x_TC: torch.Tensor = self.embedding(tokens_T)
+        residual_TC: torch.Tensor | None = None
         for block, cache in zip(self.blocks, caches, strict=True):
             x_TC, residual_TC = block(x_TC, residual_TC, self.cos_sin, cache, batch)
-        if logit_rows_S.numel() == 0:
-            return x_TC.new_empty((0, self.lm_head.out_dim), dtype=torch.float32)
-        residual_SC = None if residual_TC is None else residual_TC[logit_rows_S]
-        x_SC, _ = self.norm(x_TC[logit_rows_S], residual_SC)
-        return self.lm_head(x_SC).float()
+        return x_TC, residual_TC

@@ -17,7 +17,6 @@ from typing import NoReturn
 import msgspec
 import zmq
 from setproctitle import setproctitle
-from tqdm import tqdm
 
 from quire.config.errors import QuireError
 from quire.config.settings import ModelSettings
@@ -34,6 +33,7 @@ from quire.pipelines.core.messages import (
 )
 from quire.pipelines.worker.boot import Boot
 from quire.pipelines.worker.engine import Engine
+from quire.pipelines.worker.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +73,11 @@ class WorkerProcess:
         from quire.pipelines.worker.start import start_engine
 
         settings = ModelSettings.model_validate(self._boot.settings)
-        with tqdm(total=100, unit="%", disable=None, leave=False) as bar:
+        with progress_bar() as show:
 
             def progress(phase: str, fraction: float) -> None:
                 self._send(Progress(epoch, phase, fraction))
-                bar.set_description(phase)
-                bar.update(round(fraction * 100) - bar.n)
+                show(phase, fraction)
 
             started = start_engine(settings, Path(self._boot.folder), epoch, progress)
         model, config = started.model, started.config

@@ -35,6 +35,13 @@ class TorchModelRunner:
         """Run the model: write the step's KV, return fp32 logits [S, V] of `logit_rows`."""
         return self._model(inputs.tokens, inputs.batch, self._storage.layers, inputs.logit_rows)
 
+    def hidden_states(self, plan: StepPlan) -> torch.Tensor:
+        """Run the step without sampling; fp32 [T, C], every token's state after the last norm."""
+        inputs = build_inputs(plan, self._storage.params.page_size, self._device)
+        rows = torch.arange(len(inputs.tokens), device=self._device)
+        states = self._model.hidden_states(inputs.tokens, inputs.batch, self._storage.layers, rows)
+        return states.float()
+
     def scrub(self, pages: Sequence[int]) -> None:
         """Zero `pages` in every layer."""
         self._storage.scrub(pages)

@@ -28,6 +28,8 @@ from quire.kernels.linear.cases import linear_case
 from quire.kernels.linear.kernel import linear_triton
 from quire.kernels.rms_norm.cases import norm_case
 from quire.kernels.rms_norm.kernel import rms_norm_triton
+from quire.kernels.sampling.cases import sampling_case
+from quire.kernels.sampling.kernel import sample_tokens_triton
 from quire.kernels.swish_glu.cases import glu_case
 from quire.kernels.swish_glu.kernel import swish_glu_triton
 
@@ -51,12 +53,14 @@ LINEAR = (
     linear_case(32, 1536, 576, FP32),
 )
 RMS_NORM = (norm_case(8, 576, BF16), norm_case(8, 4096, BF16, with_residual=False))
+SAMPLING = (sampling_case("all", 8, 32000, temperature=1.3, top_k=50, top_p=0.9, min_p=0.01),)
 SWISH_GLU = (glu_case(8, 1536, BF16), glu_case(8, 1536, FP32))
 OPS: dict[str, tuple[Callable[..., Any], tuple[Case, ...]]] = {
     "flash_attention_ragged": (flash_attention_ragged_triton, ATTENTION),
     "fused_qk_ragged_rope": (fused_qk_ragged_rope_triton, ROPE),
     "linear": (linear_triton, LINEAR),
     "rms_norm": (rms_norm_triton, RMS_NORM),
+    "sampling": (sample_tokens_triton, SAMPLING),
     "swish_glu": (swish_glu_triton, SWISH_GLU),
 }
 

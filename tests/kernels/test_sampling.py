@@ -135,7 +135,7 @@ def warped_by_transformers(logits_V: torch.Tensor, **filters: Any) -> torch.Tens
 def test_frequencies_are_those_of_the_softmax_that_transformers_leaves(
     filters: dict[str, Any],
 ) -> None:
-    draws = 40_000
+    draws = 10_000
     logits_V = 1.5 * torch.randn(16, generator=torch.Generator().manual_seed(9))
     probability = warped_by_transformers(logits_V.double(), **filters).softmax(-1).numpy()
 
@@ -162,14 +162,15 @@ def test_greedy_takes_the_lowest_id_of_equals(sample: Sample) -> None:
 
 @pytest.mark.parametrize("sample", PATHS)
 def test_masked_tokens_and_extreme_temperatures(sample: Sample) -> None:
-    logits = torch.full((64, 40), -math.inf)
+    logits = torch.full((12, 40), -math.inf)
     logits[:, 7], logits[:, 31] = 1e30, 1e30
-    cold = sample(logits, uniform_inputs(64, temperature=1e-38, top_p=0.99, top_k=5))
-    hot = sample(logits, uniform_inputs(64, temperature=1e30, min_p=0.1))
+    cold = sample(logits, uniform_inputs(12, temperature=1e-38, top_p=0.99, top_k=5))
+    hot = sample(logits, uniform_inputs(12, temperature=1e30, min_p=0.1))
 
     assert set(cold.tolist()) == set(hot.tolist()) == {7, 31}
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")  # numpy's, in the interpreter
 @pytest.mark.parametrize("sample", PATHS)
 def test_rows_of_nan_leave_the_others_alone(sample: Sample) -> None:
     logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(10))

@@ -25,7 +25,10 @@ def test_floors_are_bytes_over_bandwidth(spec):
     expected = (spec.weight_bytes("bfloat16") + kv_bytes) / h200.bandwidth
     assert spec.tie_word_embeddings
     assert seconds == pytest.approx(expected, rel=1e-6)
-    assert all(later[1] >= earlier[1] for earlier, later in zip(made.prefills, made.prefills[1:], strict=False))
+    assert all(
+        later[1] >= earlier[1]
+        for earlier, later in zip(made.prefills, made.prefills[1:], strict=False)
+    )
 
 
 def test_this_machine_is_measured(spec):
