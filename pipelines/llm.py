@@ -69,7 +69,7 @@ class LLM:
         with progress_bar() as progress:
             started = start_engine(self._settings, folder, 0, progress)
         self._engine = started.engine
-        self._eos_token_ids = started.model.spec.eos_token_ids
+        self._eos_token_ids = started.model.spec.end_token_ids(self.tokenizer.eos_token_id)
         self.max_length = started.config.max_length
         self._ids = itertools.count(1)
         self._jobs: dict[int, _Job] = {}

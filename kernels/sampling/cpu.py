@@ -10,8 +10,10 @@ from quire.kernels.sampling.reference import cumulative_mass, filter_limit, min_
 
 FIRST_SORTED = 512
 """Most likely tokens tried first for top_p, before the whole vocabulary is sorted."""
-MAX_GROUP_ELEMENTS = 2**22
-"""Logits handled at a time, so that flat rows of a large batch do not fill the memory."""
+MAX_GROUP_ELEMENTS = 2**19
+"""Logits handled at a time, so that the passes over them stay in the cache."""
+DENSE_SHARE = 8
+"""From one kept token in this many on, the noise of all costs less than picking the kept."""
 
 
 def sample_tokens_cpu(logits_RV: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
@@ -36,20 +38,30 @@ def _draw(logits_RV: torch.Tensor, inputs: SamplingInputs) -> NDArray[np.int32]:
     limit_R = torch.tensor(
         [_limit(distance_V, *given) for distance_V, given in zip(distance_RV, filters, strict=True)]
     )
-    row, token = (distance_RV <= limit_R[:, None]).nonzero(as_tuple=True)
-    key_0, key_1 = row_keys(inputs.seed, inputs.choice, inputs.position)
-    words = token_words(token.int(), torch.from_numpy(key_0)[row], torch.from_numpy(key_1)[row])
-    score = gumbel(words) - distance_RV[row, token]
+    is_kept = distance_RV <= limit_R[:, None]
+    keys = row_keys(inputs.seed, inputs.choice, inputs.position)
+    key_0, key_1 = torch.from_numpy(keys[0]), torch.from_numpy(keys[1])
+    if DENSE_SHARE * int(is_kept.count_nonzero()) > is_kept.numel():
+        every = torch.arange(logits_RV.shape[1], dtype=torch.int32)
+        words = token_words(every, key_0[:, None], key_1[:, None])
+        score_RV = gumbel(words).sub_(distance_RV).masked_fill_(~is_kept, -torch.inf)
+        return score_RV.argmax(-1).to(torch.int32).numpy()
+    row, token = is_kept.nonzero(as_tuple=True)
+    score = gumbel(token_words(token.int(), key_0[row], key_1[row])) - distance_RV[row, token]
+    return _first_best(row.numpy(), token.numpy(), score.numpy(), len(logits_RV))
 
-    tokens = np.zeros(len(logits_RV), dtype=np.int32)
-    rows, firsts = np.unique(row.numpy(), return_index=True)
+
+def _first_best(
+    row: NDArray[np.int64], token: NDArray[np.int64], score: NDArray[np.float32], num_rows: int
+) -> NDArray[np.int32]:
+    """Per row the first of the tokens with its greatest score; rows ascend; 0 for absent rows."""
+    tokens = np.zeros(num_rows, dtype=np.int32)
+    rows, starts = np.unique(row, return_index=True)
     if rows.size:  # a row of NaN keeps nothing
-        best = torch.from_numpy(np.maximum.reduceat(score.numpy(), firsts))
-        best_R = torch.zeros(len(logits_RV))
-        best_R[torch.from_numpy(rows)] = best
-        winners = (score == best_R[row]).nonzero()[:, 0]
-        won, first_of = np.unique(row[winners].numpy(), return_index=True)
-        tokens[won] = token[winners].numpy()[first_of]
+        best = np.repeat(np.maximum.reduceat(score, starts), np.diff(starts, append=row.size))
+        winners = np.flatnonzero(score == best)
+        _, first_of = np.unique(row[winners], return_index=True)
+        tokens[rows] = token[winners[first_of]]
     return tokens
 
 

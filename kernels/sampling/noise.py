@@ -60,17 +60,19 @@ def row_keys(
 def token_words(tokens: torch.Tensor, key_0: torch.Tensor, key_1: torch.Tensor) -> torch.Tensor:
     """The noise words of token ids, all int32; keys broadcast against tokens."""
     words = tokens * _signed(GOLDEN) + key_0
-    return _mix_int32(_mix_int32(words) ^ key_1)
+    return _mix_int32(_mix_int32(words).bitwise_xor_(key_1))
 
 
 def gumbel(words: torch.Tensor) -> torch.Tensor:
     """Gumbel noise, float32, from int32 words."""
-    uniform = ((words >> 8) & 0xFFFFFF).float().mul_(UNIFORM_STEP).clamp_(min=LEAST_UNIFORM)
+    uniform = (
+        (words >> 8).bitwise_and_(0xFFFFFF).float().mul_(UNIFORM_STEP).clamp_(min=LEAST_UNIFORM)
+    )
     return uniform.log_().neg_().log_().neg_()
 
 
 def _mix_int32(words: torch.Tensor) -> torch.Tensor:
-    """`mix` on int32: the masks make arithmetic shifts logical, products wrap."""
-    words = (words ^ ((words >> 16) & 0xFFFF)) * _signed(MIX_1)
-    words = (words ^ ((words >> 13) & 0x7FFFF)) * _signed(MIX_2)
-    return words ^ ((words >> 16) & 0xFFFF)
+    """`mix` on int32, in place: the masks make arithmetic shifts logical, products wrap."""
+    words.bitwise_xor_((words >> 16).bitwise_and_(0xFFFF)).mul_(_signed(MIX_1))
+    words.bitwise_xor_((words >> 13).bitwise_and_(0x7FFFF)).mul_(_signed(MIX_2))
+    return words.bitwise_xor_((words >> 16).bitwise_and_(0xFFFF))

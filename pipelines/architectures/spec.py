@@ -58,6 +58,11 @@ class ModelSpec:
     eos_token_ids: tuple[int, ...]
     """Of config.json and generation_config.json together."""
 
+    def end_token_ids(self, tokenizer_eos: int | None) -> tuple[int, ...]:
+        """`eos_token_ids` and the tokenizer's own: fine-tuned models often declare only that."""
+        extra = () if tokenizer_eos is None else (tokenizer_eos,)
+        return tuple(dict.fromkeys((*self.eos_token_ids, *extra)))
+
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Checkpoint name to shape of every weight, in the order the model uses them."""
         shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (self.vocab_size, self.hidden_size)}

@@ -1,5 +1,6 @@
 """From settings and a model folder to a runner that has generated its first tokens."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,8 +111,9 @@ def free_memory(device: torch.device) -> int:
 
 def _set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
-    # Eager inference never runs two operators at once; torch allows this call only once.
-    if torch.get_num_interop_threads() != 1:
+    # Eager inference never runs two operators at once. torch refuses the call once it has
+    # started those threads, as it may have in a program that uses `LLM`; then they idle.
+    with contextlib.suppress(RuntimeError):
         torch.set_num_interop_threads(1)
 
 

@@ -37,11 +37,12 @@ class ServedModel:
         spec = load_model_spec(folder)
         digest = hashlib.sha256((folder / "config.json").read_bytes())
         digest.update(importlib.metadata.version("quire").encode())
+        tokenizer = TextTokenizer.from_folder(folder)
         return cls(
             names=tuple(names),
-            tokenizer=TextTokenizer.from_folder(folder),
+            tokenizer=tokenizer,
             vocab_size=spec.vocab_size,
-            eos_token_ids=spec.eos_token_ids,
+            eos_token_ids=spec.end_token_ids(tokenizer.eos_token_id),
             system_fingerprint=f"fp_{digest.hexdigest()[:10]}",
         )
 
