@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,11 @@ def operations(op: str, inputs: dict[str, Any]) -> Iterator[tuple[str, Run]]:
     module = importlib.import_module(f"quire.kernels.{op}")
     if op != "linear":
         run = getattr(module, ENTRY_POINTS.get(op, op))
-        yield op, lambda: run(**inputs)
+        yield op, partial(run, **inputs)
         return
     for label, exact in (("linear", True), ("linear, not exact", False)):
         prepared = module.prepare_linear(inputs["weight_NK"], inputs["bias_N"], exact=exact)
-        yield label, lambda prepared=prepared: prepared(inputs["x_TK"])
+        yield label, partial(prepared, inputs["x_TK"])
 
 
 def differs(actual: Any, expected: Any, tolerance: float) -> bool:
@@ -78,7 +79,7 @@ def measured_limits(device: torch.device) -> tuple[float, dict[torch.dtype, floa
     peaks = {}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         square = torch.ones(size, size, dtype=dtype, device=device)
-        peaks[dtype] = 2 * size**3 / seconds(lambda square=square: square @ square, device)
+        peaks[dtype] = 2 * size**3 / seconds(partial(torch.mm, square, square), device)
     return bandwidth, peaks
 
 

@@ -1,11 +1,8 @@
 """From logits to tokens: temperature, top_k, top_p, min_p and a Gumbel draw with keyed noise."""
 
-from dataclasses import dataclass
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from quire.kernels.sampling.inputs import SamplingInputs
 from quire.kernels.sampling.logits import (
     PenaltyRow,
     TopLogProbabilities,
@@ -25,36 +22,6 @@ __all__ = [
     "sample_tokens",
     "top_log_probabilities",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingInputs:
-    """One value per row, on the host.
-
-    `temperature` float32, 0 is greedy; `top_k` int32, below 1 is off; `top_p` float32, 1 is off;
-    `min_p` float32, 0 is off; `seed` int64, `choice` and `position` int32: key of the noise, the
-    position being the absolute one of the token to sample.
-    """
-
-    temperature: NDArray[np.float32]
-    top_k: NDArray[np.int32]
-    top_p: NDArray[np.float32]
-    min_p: NDArray[np.float32]
-    seed: NDArray[np.int64]
-    choice: NDArray[np.int32]
-    position: NDArray[np.int32]
-
-    def take(self, rows: NDArray[np.int64]) -> "SamplingInputs":
-        """The inputs of some rows."""
-        return SamplingInputs(
-            self.temperature[rows],
-            self.top_k[rows],
-            self.top_p[rows],
-            self.min_p[rows],
-            self.seed[rows],
-            self.choice[rows],
-            self.position[rows],
-        )
 
 
 def sample_tokens(logits_RV: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from quire.kernels.cases import Case
-from quire.kernels.sampling import SamplingInputs
+from quire.kernels.sampling.inputs import SamplingInputs
 
 
 def uniform_inputs(

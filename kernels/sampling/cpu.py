@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quire.kernels.sampling import SamplingInputs
+from quire.kernels.sampling.inputs import SamplingInputs
 from quire.kernels.sampling.noise import NOISE_RANGE, gumbel, row_keys, token_words
 from quire.kernels.sampling.reference import cumulative_mass, filter_limit, min_p_limit
 

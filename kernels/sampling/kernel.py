@@ -9,7 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from quire.kernels.sampling import SamplingInputs, noise
+from quire.kernels.sampling import noise
+from quire.kernels.sampling.inputs import SamplingInputs
 from quire.kernels.sampling.noise import row_keys
 from quire.kernels.sampling.reference import min_p_limit
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from quire.kernels.sampling import SamplingInputs
+from quire.kernels.sampling.inputs import SamplingInputs
 from quire.kernels.sampling.noise import gumbel, row_keys, token_words
 
 
