@@ -5,6 +5,7 @@ reach the next. Its standard input carries the boot line and is the lifeline: en
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -139,7 +140,9 @@ class Supervisor:
         fields = self._settings.model_dump(mode="json", include=set(ModelSettings.model_fields))
         boot = Boot(self._epoch, endpoint, str(self._folder), fields)
         assert process.stdin is not None
-        process.stdin.write(msgspec.json.encode(boot) + b"\n")
+        # A child that is dead already has closed its end; its exit code tells.
+        with contextlib.suppress(RuntimeError, OSError):
+            process.stdin.write(msgspec.json.encode(boot) + b"\n")
         logger.info("worker started pid=%d epoch=%d", process.pid, self._epoch)
         return process
 
