@@ -34,6 +34,7 @@ from quire.pipelines.core.messages import (
     ToWorker,
 )
 from quire.pipelines.worker.boot import Boot
+from quire.pipelines.worker.host import available_cores
 from quire.server.engine_client import EngineClient, ProtocolError
 from quire.server.errors import EngineUnavailable
 from quire.server.lifecycle import Lifecycle
@@ -67,6 +68,12 @@ class Supervisor:
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._epoch = 0
+        # Whatever decides bits or lengths is the same for every epoch of this daemon.
+        self._worker_settings = {
+            **settings.model_dump(mode="json", include=set(ModelSettings.model_fields)),
+            "threads": settings.threads or available_cores(),
+        }
+        self._files = _fingerprint(folder)
         self._process: asyncio.subprocess.Process | None = None
         self._deaths: deque[float] = deque(maxlen=RESTARTS_PER_MINUTE)
         self._stopping = False
@@ -137,8 +144,7 @@ class Supervisor:
             stdin=asyncio.subprocess.PIPE,
             env=worker_environment(),
         )
-        fields = self._settings.model_dump(mode="json", include=set(ModelSettings.model_fields))
-        boot = Boot(self._epoch, endpoint, str(self._folder), fields)
+        boot = Boot(self._epoch, endpoint, str(self._folder), self._worker_settings)
         assert process.stdin is not None
         # A child that is dead already has closed its end; its exit code tells.
         with contextlib.suppress(RuntimeError, OSError):
@@ -185,6 +191,7 @@ class Supervisor:
             ready.num_pages,
             ready.page_size,
         )
+        self._worker_settings["max_length"] = ready.max_length
         self._client.attach(ready, send)
         self._lifecycle.on_ready()
 
@@ -209,6 +216,11 @@ class Supervisor:
         if len(self._deaths) == RESTARTS_PER_MINUTE and now - self._deaths[0] < 60.0:
             self.failure = EngineLost(
                 f"the model worker died {RESTARTS_PER_MINUTE} times in 60 s, last by {why}"
+            )
+        if _fingerprint(self._folder) != self._files:
+            self.failure = ModelError(
+                f"{self._folder}: the files changed since the start; open streams cannot be "
+                "resumed on other weights"
             )
         self._metrics.on_worker_restart()
         self._lifecycle.on_worker_lost(f"worker died: {why}")
@@ -236,6 +248,15 @@ class Supervisor:
         except TimeoutError:
             process.kill()
             await process.wait()
+
+
+def _fingerprint(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of the files that decide what the model says."""
+    return sorted(
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+        for pattern in ("*.json", "*.safetensors")
+        for path in folder.glob(pattern)
+    )
 
 
 def _sweep_stale_directories() -> None:

@@ -2,12 +2,15 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import tempfile
 import time
 from pathlib import Path
 
 import psutil
+
+from quire.pipelines.hf import resolve_model
 
 
 def run_directories(pid: int) -> list[Path]:
@@ -68,3 +71,16 @@ def test_what_a_killed_daemon_left_is_swept_by_the_next(launch):
     assert own.stat().st_mode & 0o777 == 0o700
     assert second.stop() == 0
     assert not own.exists()
+
+
+def test_changed_weights_are_not_resumed_on(launch, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(resolve_model("quire-demo", None), folder)
+    server = launch("--model", str(folder))
+    server.wait_ready()
+
+    os.utime(folder / "model.safetensors")
+    server.worker().kill()
+
+    assert server.process.wait(10) == 3
+    assert "files changed since the start" in server.log
