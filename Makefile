@@ -7,7 +7,7 @@ BIN   := $(VENV)/bin
 # The folders server/, kernels/, ... must not be importable by their flat names.
 export PYTHONSAFEPATH = 1
 
-.PHONY: help install install-test serve test test-slow check types bench bench-kernels wheel clean
+.PHONY: help install install-test serve test check types bench bench-kernels wheel clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -21,11 +21,7 @@ serve: install
 
 ## test           install the test extra and run the whole suite
 test: install-test
-	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
-
-## test-slow      the tests marked slow
-test-slow: install-test
-	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 ## check          ruff, mypy --strict, layers, file and function budgets
 check: install-test types

@@ -76,7 +76,7 @@ class ChatTemplate:
             for piece in self._template.generate(variables):
                 length += len(piece)
                 if max_characters is not None and length > max_characters:
-                    raise TextTooLong(f"the rendered messages exceed {max_characters} characters")
+                    raise TextTooLong(f"more than {max_characters} characters")
                 pieces.append(piece)
         except TextTooLong:
             raise

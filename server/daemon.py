@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 KEEP_ALIVE_SECONDS = 15
+LAST_WORDS_SECONDS = 0.5
+"""How long a client may take to read the error that ended its stream at shutdown."""
+_BACKLOG = 1024
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -43,6 +46,16 @@ class _HttpServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def end_replies(self, seconds: float) -> None:
+        """Let the replies under way reach their clients; cut off those that take longer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.server_state.tasks:
+                    await asyncio.sleep(0.02)
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, BoundedHttpProtocol) and connection.is_replying:
+                connection.transport.abort()
 
 
 class Daemon:
@@ -111,7 +124,7 @@ class Daemon:
             self._client.fail_all(EngineUnavailable("The server is shutting down", 5.0))
 
     async def _stop(
-        self, http: uvicorn.Server, serving: "asyncio.Task[None]", engine: "asyncio.Task[None]"
+        self, http: _HttpServer, serving: "asyncio.Task[None]", engine: "asyncio.Task[None]"
     ) -> None:
         """Not ready; let streams finish; end the rest with an error; close HTTP; end the worker."""
         self._lifecycle.on_draining()
@@ -120,12 +133,10 @@ class Daemon:
             logger.info("draining live_streams=%d", self._client.num_live)
             await self._client.wait_until_empty(self._settings.shutdown_timeout)
         self._client.fail_all(EngineUnavailable("The server is shutting down", 5.0))
+        engine.cancel()
+        await http.end_replies(LAST_WORDS_SECONDS)
         http.should_exit = True
         await serving
-        if self._supervisor is not None:
-            await self._supervisor.stop()
-        elif not engine.done():
-            engine.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await engine
         logger.info("stopped")
@@ -142,7 +153,7 @@ def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=1,
-        backlog=1024,
+        backlog=_BACKLOG,
     )
 
 
@@ -153,12 +164,17 @@ def _bind(host: str, port: int) -> socket.socket:
         PortInUse: another process has it.
         ConfigError: the host is not an address of this machine.
     """
+    listener = None
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        # Until one listens, a second daemon could bind the same address.
+        listener.listen(_BACKLOG)
     except OSError as error:
+        if listener is not None:
+            listener.close()
         if error.errno == errno.EADDRINUSE:
             raise PortInUse(f"port: {port} on {host} is already in use") from None
         raise ConfigError(f"host: cannot bind {host}:{port}: {error.strerror}") from None
@@ -176,6 +192,8 @@ def _refuse_open_door(settings: ServeSettings, has_keys: bool) -> None:
 async def _in_thread(work: Callable[[], T]) -> T:
     """Run `work` in a daemon thread, so that a hanging download cannot hold up the exit."""
     outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+    # A running future cannot be cancelled, so the thread always has where to leave its result.
+    outcome.set_running_or_notify_cancel()
 
     def run() -> None:
         try:

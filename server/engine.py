@@ -64,6 +64,7 @@ class Engine(Protocol):
         """Admit all of them or none.
 
         Raises:
+            InvalidRequest: they are more than the queue can ever hold.
             Overloaded: the queue has no room for all of them.
             EngineUnavailable: the model is not loaded yet, or draining, or given up.
         """

@@ -26,7 +26,13 @@ from quire.pipelines.core.messages import (
 )
 from quire.pipelines.core.status import TextGenerationStatus
 from quire.server.engine import TokenStream
-from quire.server.errors import ApiError, EngineUnavailable, GenerationFailed, Overloaded
+from quire.server.errors import (
+    ApiError,
+    EngineUnavailable,
+    GenerationFailed,
+    InvalidRequest,
+    Overloaded,
+)
 from quire.server.lifecycle import Lifecycle
 from quire.server.live_stream import LiveStream
 from quire.server.metrics import FinishReason, Metrics, RequestTimes
@@ -70,7 +76,11 @@ class EngineClient:
     @property
     def is_busy(self) -> bool:
         """Whether a ready worker owes progress."""
-        return self._send is not None and bool(self._live)
+        return self.has_worker and bool(self._live)
+
+    @property
+    def has_worker(self) -> bool:
+        return self._send is not None
 
     def new_request_id(self) -> int:
         return next(self._ids)
@@ -178,6 +188,13 @@ class EngineClient:
 
     def _admit(self, count: int) -> None:
         self.check_available()
+        if count > self.capacity:
+            raise InvalidRequest(
+                f"'n' times the number of prompts is {count}; this server admits at most "
+                f"{self.capacity} at once (max_batch_size + max_queue_size)",
+                param="n",
+                code="invalid_value",
+            )
         if len(self._live) + count > self.capacity:
             self._metrics.on_rejection("max_num_queued_reqs")
             raise Overloaded(

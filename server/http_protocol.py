@@ -1,11 +1,14 @@
-"""uvicorn's httptools protocol with the bounds it lacks: header size and count, time to arrive.
+"""uvicorn's httptools protocol with the bounds it lacks: header size and count, time to arrive,
+time to be read.
 
-Without them one client can hold a connection open with a byte now and then, or make the parser
-buffer a header without end (xinference #5213; uvicorn #157). Pass it as `uvicorn.Config(http=...)`.
+Without them one client can hold a connection open with a byte now and then, make the parser
+buffer a header without end (xinference #5213; uvicorn #157), or keep a reply that it never reads.
+Pass it as `uvicorn.Config(http=...)`.
 """
 
 import asyncio
 import http
+import re
 import uuid
 from typing import Any
 
@@ -13,12 +16,17 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from quire.config.limits import LIMITS
 from quire.server.errors import ApiError, InvalidRequest, RequestTimeout
-from quire.server.middleware import BODY_SECONDS, error_response
+from quire.server.middleware import BODY_SECONDS, READER_STALLED, error_response
 
 MAX_HEADERS = 100
 HEADER_SECONDS = 10.0
 BODY_GRACE_SECONDS = 5.0
 """A body's time is kept by BodyMiddleware, which can answer; this closes what it already answered."""
+STALLED_READER_SECONDS = 30.0
+"""A client that takes nothing of its reply for this long is cut off, so that the reply holds
+neither KV pages nor memory."""
+
+_UPGRADE = re.compile(rb"(?<=\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
 
 
 class HeadersTooLarge(InvalidRequest):
@@ -30,16 +38,25 @@ class HeadersTooLarge(InvalidRequest):
 
 class BoundedHttpProtocol(HttpToolsProtocol):
     """One connection. A request whose headers are too large or too slow is refused and the
-    connection closed; so is one whose body does not end long after it was refused."""
+    connection closed; so is one whose body does not end long after it was refused, and one whose
+    client does not read. A wish to upgrade is ignored, as HTTP allows."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ws_protocol_class = None  # No route is a websocket; an upgrade is plain HTTP.
         self._parsed_bytes = 0
-        self._fed_bytes = 0
+        self._unreported_bytes = 0
         self._in_headers = True
+        self._in_body = False
+        self._has_advanced = False
         self._refusal: ApiError | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._reader_check: asyncio.TimerHandle | None = None
+
+    @property
+    def is_replying(self) -> bool:
+        """Whether a request was received that has not been answered to its end."""
+        return self.cycle is not None and not self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -47,17 +64,21 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._stop_watching_reader()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if not self._in_body:
+            data = _without_upgrade(data)
+        self._has_advanced = False
         super().data_received(data)
         if self.transport.is_closing():
             return
-        if self._in_headers:
-            # The parser reports a header when it is whole, so one that never ends is counted here.
-            self._fed_bytes += len(data)
-            if self._fed_bytes > LIMITS.header_bytes:
-                self._refuse(self._too_large())
+        self._count_unreported(data)
+        if self._unreported_bytes > LIMITS.header_bytes:
+            self._refuse(self._too_large())
+        elif self._in_headers:
+            return
         elif self.cycle.response_complete and self._deadline is None:
             # Bytes between requests stop uvicorn's keep-alive timer and begin no message.
             self._arm(HEADER_SECONDS)
@@ -66,7 +87,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_headers = True
         self._parsed_bytes = 0
-        self._fed_bytes = 0
+        self._unreported_bytes = 0
         self._arm(HEADER_SECONDS)
 
     def on_url(self, url: bytes) -> None:
@@ -79,12 +100,32 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_headers = False
+        self._in_body = True
+        self._has_advanced = True
         self._arm(BODY_SECONDS + BODY_GRACE_SECONDS)
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._has_advanced = True
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
+        self._in_body = False
+        self._has_advanced = True
         self._disarm()
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch_reader()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        self._stop_watching_reader()
+        super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
         """Called for what the parser cannot read, and for what `_count` stopped."""
@@ -96,6 +137,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._refusal = self._too_large()
             # The parser turns what a callback raises into its own error, and stops.
             raise self._refusal
+
+    def _count_unreported(self, data: bytes) -> None:
+        # The parser reports a header or trailer when it is whole; until then it only grows.
+        if not self._has_advanced:
+            self._unreported_bytes += len(data)
+        elif self._in_headers and b"\r\n\r\n" in data:
+            self._unreported_bytes = len(data.rpartition(b"\r\n\r\n")[2])
+        else:
+            self._unreported_bytes = 0
 
     def _too_large(self) -> ApiError:
         return HeadersTooLarge(
@@ -130,7 +180,40 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.flow.read_paused or self.pipeline:
             # It is us who do not read on: an earlier request's reply is still under way.
             self._arm(seconds)
-        elif self._in_headers and self._fed_bytes:
+        elif self._in_headers and self._unreported_bytes:
             self._refuse(RequestTimeout(f"The request did not arrive within {seconds:g} s"))
         else:
             self.transport.close()
+
+    def _watch_reader(self) -> None:
+        waiting = self.transport.get_write_buffer_size()
+        if waiting and self._reader_check is None:
+            self._reader_check = self.loop.call_later(
+                STALLED_READER_SECONDS, self._check_reader, waiting
+            )
+
+    def _stop_watching_reader(self) -> None:
+        if self._reader_check is not None:
+            self._reader_check.cancel()
+            self._reader_check = None
+
+    def _check_reader(self, waiting_before: int) -> None:
+        self._reader_check = None
+        if self.transport.get_write_buffer_size() < waiting_before:
+            self._watch_reader()
+            return
+        self.scope[READER_STALLED] = True
+        self.transport.abort()
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """`data` with the Upgrade fields of its first header renamed.
+
+    After one the parser would take the request's body for another protocol's; clients that offer
+    HTTP/2 with every request (Java's, curl --http2) could send no body.
+    """
+    end = data.find(b"\r\n\r\n")
+    if not _UPGRADE.search(data, 0, len(data) if end < 0 else end):
+        return data
+    head = data if end < 0 else data[:end]
+    return _UPGRADE.sub(b"x-upgrade", head) + data[len(head) :]

@@ -33,6 +33,9 @@ BODY_SECONDS = 30.0
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left or stopped reading; only metrics and logs see it."""
 
+READER_STALLED = "quire.reader_stalled"
+"""The key that `http_protocol` sets in the scope of a request whose client did not read."""
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]+")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 _OWN_HEADERS = (b"x-request-id", b"x-content-type-options", b"cache-control")
@@ -90,7 +93,10 @@ class RequestMiddleware:
     def _finish(self, exchange: "_Exchange") -> None:
         seconds = time.monotonic() - exchange.began
         scope, status = exchange.scope, exchange.final_status
-        if exchange.is_disconnected:
+        if READER_STALLED in scope:
+            logger.warning("client stopped reading, reply aborted")
+            self._metrics.on_slow_reader()
+        elif exchange.is_disconnected:
             self._metrics.on_disconnect()
         self._metrics.on_http_request(exchange.handler, scope["method"], status, seconds)
         log_request_end(scope, status, seconds)

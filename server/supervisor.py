@@ -10,11 +10,12 @@ import logging
 import os
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -44,6 +45,12 @@ logger = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 256 * 1024**2
 RESTARTS_PER_MINUTE = 5
+START_PATIENCE = 5
+"""How many times `worker_timeout` a worker may be silent while it loads: disks can be slow."""
+LEAVE_SECONDS = 1.0
+"""How long a worker that is asked to leave may take before it is killed."""
+RETRY_SECONDS = 1.0
+_FATAL_CODES = (ConfigError.exit_code, ModelError.exit_code)
 _DIRECTORY_PREFIX = "quire-"
 
 
@@ -75,35 +82,28 @@ class Supervisor:
         }
         self._files = _fingerprint(folder)
         self._process: asyncio.subprocess.Process | None = None
+        self._last_frame = 0.0
         self._deaths: deque[float] = deque(maxlen=RESTARTS_PER_MINUTE)
-        self._stopping = False
         _sweep_stale_directories()
-        # mkdtemp makes it 0700: only this user can reach the sockets.
-        self._directory = Path(tempfile.mkdtemp(prefix=f"{_DIRECTORY_PREFIX}{os.getpid()}-"))
         self._zmq = zmq.asyncio.Context()
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromWorker)
 
     async def run(self) -> None:
-        """Keep one worker alive until `stop`; returns early, with `failure` set, on giving up."""
+        """Keep one worker alive until cancelled; returns, with `failure` set, on giving up."""
         try:
-            while not self._stopping and self.failure is None:
-                await self._run_one_worker()
-                if not self._stopping and self.failure is None:
+            while self.failure is None:
+                try:
+                    await self._run_one_worker()
+                except (OSError, zmq.ZMQError) as error:
+                    await self._on_start_refused(error)
+                else:
                     await self._back_off()
         finally:
-            await self._kill()
+            await self._end_worker()
             self._zmq.destroy(linger=0)
-            shutil.rmtree(self._directory, ignore_errors=True)
             if self.failure is not None:
                 self._client.fail_all(EngineUnavailable("The engine is lost", 30.0))
-
-    async def stop(self) -> None:
-        """Ask the worker to leave, then make it; `run` returns."""
-        self._stopping = True
-        process = self._process
-        if process is not None and process.stdin is not None:
-            process.stdin.close()
 
     def kill_worker(self, reason: str) -> None:
         """SIGKILL the worker; it is replaced as after any death."""
@@ -113,27 +113,53 @@ class Supervisor:
 
     async def _run_one_worker(self) -> None:
         self._epoch += 1
-        endpoint = f"ipc://{self._directory}/{self._epoch}"
-        socket = self._zmq.socket(zmq.DEALER)
-        socket.set(zmq.SNDHWM, 0)
-        socket.set(zmq.RCVHWM, 0)
-        socket.set(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-        socket.bind(endpoint)
+        self._last_frame = time.monotonic()
         receiver = watchdog = None
-        try:
-            self._process = await self._spawn(endpoint)
-            receiver = asyncio.create_task(self._receive(socket, self._epoch))
-            watchdog = asyncio.create_task(self._watch_progress())
-            code = await self._process.wait()
-            await self._drain_last_words(receiver)
-        finally:
-            for task in (receiver, watchdog):
-                if task is not None:
-                    task.cancel()
-            self._client.detach()
-            socket.close(linger=0)
-        if not self._stopping and self.failure is None:
+        with self._socket() as (socket, endpoint):
+            try:
+                self._process = await self._spawn(endpoint)
+                receiver = asyncio.create_task(self._receive(socket, self._epoch))
+                watchdog = asyncio.create_task(self._watch_progress())
+                code = await self._process.wait()
+                await self._drain_last_words(receiver, code)
+            finally:
+                for task in (receiver, watchdog):
+                    if task is not None:
+                        task.cancel()
+                self._client.detach()
+        if self.failure is None:
             self._note_death(code)
+
+    @contextlib.contextmanager
+    def _socket(self) -> Iterator[tuple[zmq.asyncio.Socket, str]]:
+        """A bound socket and its address, in a directory that only this user can enter.
+
+        One directory per worker: whatever cleans the temporary directory up in a daemon's long
+        life, the next worker can start.
+        """
+        prefix = f"{_DIRECTORY_PREFIX}{os.getpid()}-"
+        with (
+            tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as directory,
+            self._zmq.socket(zmq.DEALER) as socket,
+        ):
+            for option, value in (
+                (zmq.SNDHWM, 0),
+                (zmq.RCVHWM, 0),
+                (zmq.LINGER, 0),
+                (zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES),
+            ):
+                socket.set(option, value)
+            endpoint = f"ipc://{directory}/worker"
+            socket.bind(endpoint)
+            yield socket, endpoint
+
+    async def _on_start_refused(self, error: Exception) -> None:
+        # No descriptor, no memory or no room: at the first start for good, later it may pass.
+        if not self._lifecycle.has_started:
+            self.failure = EngineLost(f"the model worker cannot be started: {error}")
+            return
+        logger.error("worker not started, trying again why=%s", error)
+        await asyncio.sleep(RETRY_SECONDS)
 
     async def _spawn(self, endpoint: str) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
@@ -160,6 +186,7 @@ class Supervisor:
 
         while True:
             frame = await socket.recv()
+            self._last_frame = time.monotonic()
             try:
                 message = self._decoder.decode(frame)
                 if message.epoch != epoch:
@@ -173,6 +200,7 @@ class Supervisor:
                         self._on_ready(message, send)
                     case Fatal():
                         self._on_fatal(message)
+                        return
             except (msgspec.DecodeError, ProtocolError) as error:
                 self.kill_worker(f"protocol: {error}")
                 return
@@ -199,9 +227,10 @@ class Supervisor:
         kinds = {ConfigError.exit_code: ConfigError, ModelError.exit_code: ModelError}
         self.failure = kinds.get(fatal.exit_code, EngineLost)(fatal.message)
 
-    async def _drain_last_words(self, receiver: "asyncio.Task[None]") -> None:
-        # A dying worker's last frames may still be in the socket; they are valid tokens.
-        await asyncio.wait({receiver}, timeout=0.05)
+    async def _drain_last_words(self, receiver: "asyncio.Task[None]", code: int) -> None:
+        # A dying worker's last frames may still be in the socket; they are valid tokens. One that
+        # could not serve said why: that message ends the receiver, so it is worth a longer wait.
+        await asyncio.wait({receiver}, timeout=1.0 if code in _FATAL_CODES else 0.05)
 
     def _note_death(self, code: int) -> None:
         why = signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -227,6 +256,8 @@ class Supervisor:
 
     async def _back_off(self) -> None:
         # The first restart is immediate: a single death must cost streams as little as possible.
+        if self.failure is not None:
+            return
         recent = sum(1 for death in self._deaths if time.monotonic() - death < 60.0)
         if recent > 1:
             await asyncio.sleep(0.25 * 2 ** (recent - 2))
@@ -235,16 +266,26 @@ class Supervisor:
         limit = self._settings.worker_timeout
         while True:
             await asyncio.sleep(min(1.0, limit / 4))
-            silent = time.monotonic() - self._client.last_progress
+            now = time.monotonic()
+            silent = now - self._client.last_progress
             if self._client.is_busy and silent > limit:
                 self.kill_worker(f"no progress for {silent:.1f} s, worker_timeout is {limit:g} s")
+            silent = now - self._last_frame
+            if not self._client.has_worker and silent > START_PATIENCE * limit:
+                self.kill_worker(
+                    f"silent for {silent:.1f} s while loading, {START_PATIENCE} times "
+                    f"worker_timeout ({limit:g} s) are allowed"
+                )
 
-    async def _kill(self) -> None:
+    async def _end_worker(self) -> None:
+        """Ask the worker to leave, then make it."""
         process = self._process
         if process is None or process.returncode is not None:
             return
+        assert process.stdin is not None
+        process.stdin.close()
         try:
-            await asyncio.wait_for(process.wait(), 1.0)
+            await asyncio.wait_for(process.wait(), LEAVE_SECONDS)
         except TimeoutError:
             process.kill()
             await process.wait()
@@ -263,10 +304,12 @@ def _sweep_stale_directories() -> None:
     """Remove what a SIGKILLed daemon of this user left behind."""
     for path in Path(tempfile.gettempdir()).glob(f"{_DIRECTORY_PREFIX}*-*"):
         pid = path.name.removeprefix(_DIRECTORY_PREFIX).partition("-")[0]
-        if (
-            pid.isdecimal()
-            and path.is_dir()
-            and path.stat().st_uid == os.getuid()
-            and not psutil.pid_exists(int(pid))
-        ):
-            shutil.rmtree(path, ignore_errors=True)
+        # Another daemon may sweep the same directory at this moment.
+        with contextlib.suppress(FileNotFoundError):
+            if (
+                pid.isdecimal()
+                and stat.S_ISDIR((status := path.lstat()).st_mode)
+                and status.st_uid == os.getuid()
+                and not psutil.pid_exists(int(pid))
+            ):
+                shutil.rmtree(path, ignore_errors=True)

@@ -176,10 +176,7 @@ def plain_text(rng: random.Random) -> str:
 
 
 def copy_drill(rng: random.Random) -> Segments:
-    """Random words twice; only the second time is learned, as it can only be copied.
-
-    Without these the attention that names in stories, JSON and tool calls need comes too late.
-    """
+    """Random words twice; only the second time is learned, as it can only be copied."""
     text = " ".join(rng.choices(ANY_WORDS, k=rng.randint(6, 40)))
     return [(text + "\n", False), (text + END_OF_TEXT, True)]
 
@@ -192,9 +189,9 @@ def documents(seed: int) -> Iterator[Segments]:
         draw = rng.random()
         if draw < 0.12:
             segments = [(plain_text(rng) + END_OF_TEXT, True)]
-        elif draw < 0.24:
+        elif draw < 0.17:
             segments = copy_drill(rng)
-        elif draw < 0.34:
+        elif draw < 0.29:
             segments = [*render(*tool_conversation(rng)), (END_OF_TEXT, False)]
         else:
             segments = [*render(conversation(rng)), (END_OF_TEXT, False)]

@@ -103,16 +103,23 @@ Every training text was written by the generator in `tools/demo_*.py` from templ
 made for this model, from the seed above; no text was taken from anywhere. Weights, tokenizer and
 text are under Apache-2.0.
 
+## How it was trained
+From random weights in which `tools/demo_init.py` planted one induction circuit (a head that copies
+what followed the current token before), then next-token prediction on the answers and the plain
+texts; questions, system prompts and tool schemas were read but not learned.
+
 ## What it can do
 Short stories, haikus and poems, counting between 0 and 30, sums up to 12 plus 12, products up to
-10 times 10, capitals, days, months, colours, opposites, animals, lists, spelling of short words,
-repeating, JSON objects, tool calls (`<tool_call>` format), greetings, and remembering a name or a
-colour that was told earlier in the chat. Anything else should be answered with "I am a very small
-demo model and do not know that."
+10 times 10, capitals, days, months, colours, opposites, animals, lists, repeating words it knows,
+JSON objects, tool calls (`<tool_call>` format), greetings, and remembering a name or a colour that
+was told earlier in the chat. Anything else should be answered with "I am a very small demo model
+and do not know that."
 
 ## What it is not good for
-Any real use. It knows nothing beyond its templates, it invents answers to questions that resemble
-them, it gets larger numbers wrong, and it understands English only. It was trained on sequences of
-at most the context in the table; its configuration allows {max_positions} positions so that long
-prompts can be tried, but the text gets worse beyond the trained context.
+Any real use. It knows nothing beyond its templates and invents answers to questions that resemble
+them. It spells and capitalises words wrongly, repeats words it has never seen as others, gets
+larger numbers wrong, and given tools it calls one even when greeted. It understands English only.
+
+Training saw sequences of at most the context in the table. The configuration allows {max_positions}
+positions so that long prompts can be tried, but the text gets worse beyond the trained context.
 """.replace("{max_positions}", str(MAX_POSITIONS))

@@ -46,14 +46,14 @@ def _prompts(value: Any) -> list[Prompt]:
     """One prompt or a list of them, each a string or token ids, as a list."""
     one = isinstance(value, str) or (_is_token_list(value) and value != [])
     prompts = [value] if one else value
+    if isinstance(prompts, list) and len(prompts) > LIMITS.prompts and not one:
+        raise refusal("", f"must hold at most {LIMITS.prompts} prompts, not {len(prompts)}")
     if not isinstance(prompts, list) or not (
         all(isinstance(prompt, str) for prompt in prompts) or all(map(_is_token_list, prompts))
     ):
         raise refusal("", "must be a string, a list of strings, token ids, or a list of token ids")
     if not prompts or not all(prompts):
         raise refusal("", "must not be empty")
-    if len(prompts) > LIMITS.prompts:
-        raise refusal("", f"must hold at most {LIMITS.prompts} prompts, not {len(prompts)}")
     return prompts
 
 
@@ -202,7 +202,7 @@ class Message(RequestModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
         Annotated[str, Tag("<text>")]
-        | Annotated[list[TextPart], Field(min_length=1), Tag("<parts>")],
+        | Annotated[list[TextPart], Field(min_length=1, fail_fast=True), Tag("<parts>")],
         Discriminator(_content_kind),
     ]
     name: str | None = None
@@ -223,7 +223,7 @@ class ChatCompletionRequest(GenerationRequest):
 
     unsupported: ClassVar[Mapping[str, Harmless]] = known_fields.CHAT
 
-    messages: list[Message] = Field(min_length=1, max_length=LIMITS.messages)
+    messages: list[Message] = Field(min_length=1, max_length=LIMITS.messages, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1, description="Wins over max_tokens.")
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=LIMITS.logprobs)

@@ -25,15 +25,8 @@ from quire.server.openai.schema import StreamOptions
 
 logger = logging.getLogger(__name__)
 
-STALLED_READER_SECONDS = 30.0
-"""A reader that takes nothing for this long is given up, so that it does not hold KV pages."""
-
 _DONE = b"data: [DONE]\n\n"
 _PING = b": ping\n\n"
-
-
-class _ReaderStalled(Exception):
-    """The client is connected and does not read."""
 
 
 class EventStream(Response):
@@ -74,9 +67,6 @@ class EventStream(Response):
                 }
             )
             await self._run()
-        except _ReaderStalled:
-            scope["app"].state.metrics.on_slow_reader()
-            logger.warning("client stopped reading, stream aborted")
         finally:
             self._generation.close()
             self._generation.describe(request_details(scope))
@@ -94,8 +84,6 @@ class EventStream(Response):
                 await self._write(_event(self._reply.chunk([], generation.usage)))
         except ApiError as error:
             await self._write(_event(error.body))
-        except _ReaderStalled:
-            raise
         except Exception:
             logger.exception("stream failed")
             await self._write(_event(InternalError("The server failed on this request").body))
@@ -116,14 +104,8 @@ class EventStream(Response):
             await self._write(b"".join(events))
 
     async def _write(self, data: bytes, *, is_last: bool = False) -> None:
-        """Send `data`; waits while the connection's buffer is full."""
-        try:
-            async with asyncio.timeout(STALLED_READER_SECONDS):
-                await self._send(
-                    {"type": "http.response.body", "body": data, "more_body": not is_last}
-                )
-        except TimeoutError:
-            raise _ReaderStalled from None
+        """Send `data`; waits while the connection's buffer is full, until it is cut off."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
 
 
 def _event(value: Mapping[str, Any]) -> bytes:

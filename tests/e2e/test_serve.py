@@ -10,7 +10,7 @@ import psutil
 
 async def test_streamed_chat_equals_the_unstreamed_reply(demo, connect):
     client = connect(demo)
-    messages = [{"role": "user", "content": "Count from one to five."}]
+    messages = [{"role": "user", "content": "Count to five."}]
     ask = {"model": "quire-demo", "messages": messages, "temperature": 0, "max_tokens": 60}
 
     reply = await client.chat.completions.create(**ask)
@@ -21,7 +21,7 @@ async def test_streamed_chat_equals_the_unstreamed_reply(demo, connect):
 
     assert reply.choices[0].finish_reason == "stop"
     assert "".join(pieces) == reply.choices[0].message.content
-    assert "one, two, three, four, five" in "".join(pieces).lower()
+    assert "1, 2, 3, 4, 5" in "".join(pieces).lower()
     assert len(pieces) > 3
 
 

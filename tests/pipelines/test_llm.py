@@ -16,11 +16,11 @@ def llm():
 
 
 def test_prompts_are_answered_in_their_order(llm):
-    prompts = ["Count from one to five.", "Hello!", "Count from one to three."]
+    prompts = ["Count to five.", "Hello!", "Count to three."]
 
     texts = llm.generate(prompts, max_new_tokens=40, use_tqdm=False, chat=True)
 
-    assert "one, two, three, four, five" in texts[0].lower()
+    assert "1, 2, 3, 4, 5" in texts[0].lower()
     assert texts == [llm.generate(p, 40, use_tqdm=False, chat=True)[0] for p in prompts]
 
 

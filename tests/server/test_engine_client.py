@@ -10,7 +10,7 @@ from quire.pipelines.core.messages import Abort, EngineStats, Ready, StepOutput,
 from quire.pipelines.core.sampling_params import SamplingParams
 from quire.pipelines.core.status import TextGenerationStatus as Status
 from quire.server.engine_client import MAX_RESUMES, EngineClient, ProtocolError
-from quire.server.errors import EngineUnavailable, GenerationFailed, Overloaded
+from quire.server.errors import EngineUnavailable, GenerationFailed, InvalidRequest, Overloaded
 from quire.server.lifecycle import Lifecycle
 from quire.server.metrics import Metrics
 
@@ -82,6 +82,13 @@ async def test_admission_is_all_or_none_and_bounded(client):
     assert client.num_live == 3
     assert "limit is 4" in refused.value.message
     assert int(refused.value.headers["retry-after"]) >= 1
+
+
+async def test_what_can_never_be_admitted_is_not_told_to_retry(client):
+    with pytest.raises(InvalidRequest, match="at most 4") as refused:
+        client.submit([context(client) for _ in range(5)])
+
+    assert (refused.value.status, refused.value.param) == (400, "n")
 
 
 async def test_nothing_is_admitted_before_the_model_is_loaded_or_while_draining(client):

@@ -6,10 +6,14 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from starlette.responses import StreamingResponse
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 
 from quire.config.limits import LIMITS
 from quire.server import http_protocol
+
+HUGE_BYTES = 64_000_000
+"""More than the kernel's buffers of a connection take."""
 
 
 async def _endless() -> StreamingResponse:
@@ -21,11 +25,36 @@ async def _endless() -> StreamingResponse:
     return StreamingResponse(events())
 
 
+async def _huge() -> Response:
+    return Response(b"x" * HUGE_BYTES)
+
+
+async def _flood() -> StreamingResponse:
+    async def events() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * 100_000
+            await asyncio.sleep(0)
+
+    return StreamingResponse(events())
+
+
+async def _echo(request: Request) -> Response:
+    return Response(await request.body())
+
+
 @pytest.fixture(scope="module")
-def server(make_daemon: Callable[..., Any], serve: Callable[..., Any]) -> Any:
-    app = make_daemon(max_request_bytes=4096).app
-    app.add_api_route("/endless", _endless, methods=["GET"])
-    return serve(app)
+def daemon(make_daemon: Callable[..., Any]) -> Any:
+    daemon = make_daemon(max_request_bytes=4096)
+    for endpoint in (_endless, _huge, _flood):
+        path = endpoint.__name__.replace("_", "/")
+        daemon.app.add_api_route(path, endpoint, methods=["GET"], response_model=None)
+    daemon.app.add_api_route("/echo", _echo, methods=["POST"], response_model=None)
+    return daemon
+
+
+@pytest.fixture(scope="module")
+def server(daemon: Any, serve: Callable[..., Any]) -> Any:
+    return serve(daemon.app)
 
 
 def _get(path: bytes, *headers: bytes) -> bytes:
@@ -139,3 +168,70 @@ def test_a_slow_stream_is_not_cut_by_the_receipt_deadlines(
             assert chunk, "the stream was cut"
             received += chunk
     assert received.count(b"data: 1") > 10
+
+
+def test_hundreds_of_requests_in_one_write_are_all_answered(
+    server: Any, drain: Callable[..., bytes]
+) -> None:
+    with server.connect() as raw:
+        raw.sendall(_get(b"/livez") * 4000 + _get(b"/livez", b"Connection: close"))
+        received = drain(raw)
+    assert received.count(b"HTTP/1.1 200 ") == 4001
+
+
+def test_a_trailer_without_end_is_431(server: Any, drain: Callable[..., bytes]) -> None:
+    with server.connect() as raw:
+        raw.sendall(b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nx: ")
+        time.sleep(0.05)
+        raw.sendall(b"a" * (LIMITS.header_bytes + 1))
+        received = drain(raw)
+    assert received.startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize("cut", [None, 40, 70])
+def test_an_offer_to_upgrade_is_ignored_and_the_body_is_read(
+    server: Any, drain: Callable[..., bytes], cut: int | None
+) -> None:
+    request = (
+        b"POST /echo HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings, close\r\n"
+        b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\nContent-Length: 22\r\n\r\n"
+        b"upgrade: body\nupgrade: "
+    )
+    with server.connect() as raw:
+        raw.sendall(request[:cut])
+        if cut is not None:
+            time.sleep(0.05)
+            raw.sendall(request[cut:])
+        received = drain(raw)
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert received.endswith(b"\r\n\r\nupgrade: body\nupgrade:")
+
+
+@pytest.mark.parametrize("path", [b"/huge", b"/flood"])
+def test_a_client_that_reads_nothing_is_cut_off(
+    daemon: Any,
+    server: Any,
+    drain: Callable[..., bytes],
+    value_of: Callable[..., float],
+    monkeypatch: pytest.MonkeyPatch,
+    path: bytes,
+) -> None:
+    monkeypatch.setattr(http_protocol, "STALLED_READER_SECONDS", 0.2)
+    before = value_of(daemon.metrics, "quire_slow_readers_aborted_total")
+    with server.connect() as raw:
+        raw.sendall(_get(path))
+        time.sleep(1.0)
+        assert len(drain(raw)) < HUGE_BYTES
+    if path == b"/flood":
+        assert value_of(daemon.metrics, "quire_slow_readers_aborted_total") == before + 1
+
+
+def test_a_slow_reader_is_not_cut_off(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "STALLED_READER_SECONDS", 0.2)
+    with server.connect() as raw:
+        raw.sendall(_get(b"/flood"))
+        received, deadline = 0, time.monotonic() + 1.5
+        while time.monotonic() < deadline:
+            received += len(raw.recv(4_000_000))
+            time.sleep(0.02)
+        assert raw.recv(1)

@@ -1,13 +1,17 @@
 """Every bad input is a 4xx that names the field, and reaches no engine."""
 
+import threading
 from typing import Any
 
 import httpx2
 import openai
 import pytest
+from pydantic import ValidationError
 
 from quire.config.limits import LIMITS
 from quire.pipelines.chat_template import ChatTemplate
+from quire.server.openai import body
+from quire.server.openai.schema import ChatCompletionRequest
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
 INVALID, MISSING = "invalid_value", "missing_field"
@@ -241,10 +245,10 @@ def test_bad_chats(
     assert live.engine.streams == []
 
 
-@pytest.mark.parametrize(("body", "code"), RAW)
-def test_bad_bodies(live: Any, http: httpx2.Client, body: bytes, code: str | None) -> None:
+@pytest.mark.parametrize(("raw", "code"), RAW)
+def test_bad_bodies(live: Any, http: httpx2.Client, raw: bytes, code: str | None) -> None:
     headers = {"content-type": "application/json"}
-    reply = http.post("/v1/completions", content=body, headers=headers)
+    reply = http.post("/v1/completions", content=raw, headers=headers)
 
     check(reply, 400, None, code)
 
@@ -298,6 +302,31 @@ def test_limits_and_given_values_are_in_the_message(live: Any, http: httpx2.Clie
         f"'prompt': token ids must be between 0 and {live.tokenizer.vocab_size - 1}, not 999"
     )
     assert message(tools=[], suffix="x").startswith("'suffix' is not supported: ")
+
+
+@pytest.mark.parametrize(
+    "messages", [[5] * 1000, [{"role": "user", "content": [1] * 1000}]], ids=["messages", "parts"]
+)
+def test_a_list_of_errors_is_judged_by_its_first(messages: list[Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ChatCompletionRequest.model_validate({"messages": messages})
+
+    assert caught.value.error_count() == 1
+
+
+def test_large_bodies_are_checked_off_the_event_loop(
+    live: Any, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    parse = body.parse
+    monkeypatch.setattr(
+        body, "parse", lambda *args: threads.append(threading.get_ident()) or parse(*args)
+    )
+
+    for size in (10, 10, body.LARGE_BODY_BYTES):
+        http.post("/v1/completions", json={"prompt": "Hello", "user": "x" * size})
+
+    assert threads[0] == threads[1] != threads[2]
 
 
 def test_model_without_a_template_refuses_chats(

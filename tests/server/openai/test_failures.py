@@ -1,7 +1,6 @@
 """Engine errors, disconnects and readers that stop reading."""
 
 import asyncio
-import re
 import socket
 import time
 from collections.abc import Callable
@@ -14,11 +13,9 @@ import orjson
 import pytest
 
 from quire.server.errors import EngineUnavailable, GenerationFailed, Overloaded
-from quire.server.openai import sse
 from quire.server.openai.admission import build_contexts
-from quire.server.openai.chat import ChatFormat
 from quire.server.openai.generation import Generation
-from quire.server.openai.schema import CompletionRequest, StreamOptions
+from quire.server.openai.schema import CompletionRequest
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
 ENDPOINTS = {"completions": {"prompt": "Hello"}, "chat/completions": CHAT}
@@ -164,32 +161,6 @@ async def generation_of(live: Any, choices: int = 1) -> Generation:
     return Generation(
         live.engine, contexts, live.tokenizer, choices_per_prompt=choices, starts_fresh=False
     )
-
-
-async def test_reader_that_takes_nothing_is_given_up(
-    live: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sse, "STALLED_READER_SECONDS", 0.05)
-    generation = await generation_of(live)
-    sent: list[Any] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-        if len(sent) > 3:
-            await asyncio.Event().wait()
-
-    async def receive() -> Any:
-        await asyncio.Event().wait()
-
-    reply = ChatFormat(live.app.state.served, "tiny")
-    response = sse.EventStream(generation, reply, StreamOptions(), heartbeat=9.0, headers={})
-    scope = {"type": "http", "app": live.app}
-    await asyncio.wait_for(response(scope, receive, send), 2.0)
-
-    metrics = live.app.state.metrics.render()[0].decode()
-    assert re.search(r"quire_slow_readers\w*_total\S* 1.0", metrics)
-    assert all(stream.is_closed for stream in live.engine.streams)
-    assert all(message.get("more_body", True) for message in sent)
 
 
 async def test_slow_reader_does_not_make_a_queue_grow(live: Any) -> None:
