@@ -10,8 +10,9 @@ import asyncio
 import http
 import re
 import uuid
-from typing import Any
+from typing import Any, cast
 
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from quire.config.limits import LIMITS
@@ -202,7 +203,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.transport.get_write_buffer_size() < waiting_before:
             self._watch_reader()
             return
-        self.scope[READER_STALLED] = True
+        cast(Scope, self.scope)[READER_STALLED] = True
         self.transport.abort()
 
 

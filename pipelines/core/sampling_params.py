@@ -39,7 +39,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     stop: tuple[str, ...] = ()
     """Stop strings. Judged where text is made (API process, `LLM`), never by the worker."""
     stop_token_ids: tuple[int, ...] = ()
-    detokenize: bool = True
     seed: int = 0
     """Key of the counter-based noise, in [0, 2**63). Fixed at admission, so a resume repeats it."""
     logprobs: int | None = None
@@ -69,6 +68,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             raise ValueError(f"min_new_tokens must be at least 0, not {self.min_new_tokens}")
         if self.logprobs is not None and self.logprobs < 0:
             raise ValueError(f"logprobs must be at least 0, not {self.logprobs}")
+        if not all(self.stop):
+            raise ValueError(f"stop must be strings that are not empty, not {self.stop}")
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"seed must be between 0 and 2**63 - 1, not {self.seed}")
 

@@ -62,10 +62,10 @@ def parse(body: bytes, kind: type[R]) -> R:
 
 def warning_headers(request: RequestModel) -> dict[str, str]:
     """The header that names fields nobody knows, which is also logged; none when all are known."""
-    names = [_shown_name(name) for name in request.unknown_fields()]
+    names = list(request.unknown_fields())
     if not names:
         return {}
-    shown = ", ".join(names[:MAX_SHOWN_FIELDS])
+    shown = ", ".join(map(_shown_name, names[:MAX_SHOWN_FIELDS]))
     if len(names) > MAX_SHOWN_FIELDS:
         shown += f" and {len(names) - MAX_SHOWN_FIELDS} more"
     logger.warning("unknown fields ignored fields=%s", shown)

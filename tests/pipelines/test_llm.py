@@ -35,12 +35,13 @@ def test_threads_share_the_engine_and_get_their_own_texts(llm):
 
 
 def test_sampling_follows_the_seed_and_stops_at_stop_strings(llm):
-    hot = SamplingParams(temperature=1.2, max_new_tokens=30, seed=3)
+    sampled = {"temperature": 1.2, "max_new_tokens": 30, "seed": 3, "ignore_eos": True}
+    hot = SamplingParams(**sampled)
 
     (text,) = llm.generate("One day", params=hot, use_tqdm=False)
     (again,) = llm.generate("One day", params=hot, use_tqdm=False)
     stop = text[8:11]
-    stopping = SamplingParams(temperature=1.2, max_new_tokens=30, seed=3, stop=(stop,))
+    stopping = SamplingParams(**sampled, stop=(stop,))
     (cut,) = llm.generate("One day", params=stopping, use_tqdm=False)
 
     assert text == again

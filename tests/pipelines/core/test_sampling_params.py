@@ -1,4 +1,5 @@
 import math
+import re
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ IN_RANGE: dict[str, list[Any]] = {
     "min_new_tokens": [0, 5],
     "seed": [0, MAX_SEED],
     "logprobs": [None, 0, 20],
+    "stop": [(), ("a", "b")],
 }
 OUT_OF_RANGE: dict[str, list[Any]] = {
     "temperature": [-0.1, 2.1, math.nan, math.inf],
@@ -33,6 +35,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "min_new_tokens": [-1],
     "seed": [-1, MAX_SEED + 1],
     "logprobs": [-1],
+    "stop": [("",), ("a", "")],
 }
 
 
@@ -47,7 +50,7 @@ def test_bounds_are_accepted(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize(("name", "value"), cases(OUT_OF_RANGE))
 def test_out_of_range_names_the_parameter_and_the_value(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{name} must be .*not {value}".replace("+", r"\+")):
+    with pytest.raises(ValueError, match=f"^{name} must be .*not {re.escape(str(value))}"):
         SamplingParams(**{name: value})
 
 
@@ -63,7 +66,7 @@ def test_no_float_passes_as_temperature_unless_in_range(value: float) -> None:
 @given(
     seed=st.integers(0, MAX_SEED),
     temperature=st.floats(0, 2),
-    stop=st.lists(st.text(max_size=5), max_size=3),
+    stop=st.lists(st.text(min_size=1, max_size=5), max_size=3),
     stop_token_ids=st.lists(st.integers(0, 2**31 - 1), max_size=3),
     max_new_tokens=st.none() | st.integers(1, 2**31),
 )
