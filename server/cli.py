@@ -213,7 +213,11 @@ def plan(hardware: str | None, **options: Any) -> None:
 @main.command()
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Server to load.")
 @click.option("--model", default=None, help="Model to ask for [default: the server's].")
-@click.option("--api-key-file", type=click.Path(path_type=Path), help="Uses the file's first key.")
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Uses the file's first key.",
+)
 @click.option("--requests", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True)
@@ -229,9 +233,11 @@ def bench(api_key_file: Path | None, as_json: bool, **options: Any) -> None:
 
     from quire.server.bench import Load, run_load
 
-    key = api_key_file.read_text().split()[0] if api_key_file else None
+    keys = api_key_file.read_text().split() if api_key_file else [None]
+    if not keys:
+        raise click.UsageError(f"--api-key-file: {api_key_file} holds no key")
     try:
-        report = asyncio.run(run_load(Load(api_key=key, **options)))
+        report = asyncio.run(run_load(Load(api_key=keys[0], **options)))
     except (RuntimeError, OSError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(orjson.dumps(asdict(report)).decode() if as_json else report.table())

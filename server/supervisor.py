@@ -264,9 +264,16 @@ class Supervisor:
 
     async def _watch_progress(self) -> None:
         limit = self._settings.worker_timeout
+        pause = min(1.0, limit / 4)
+        now = time.monotonic()
         while True:
-            await asyncio.sleep(min(1.0, limit / 4))
+            before = now
+            await asyncio.sleep(pause)
             now = time.monotonic()
+            if now - before > 2 * pause:
+                # This process was held up (stopped, or out of CPU): what the worker sent
+                # meanwhile is still to be read.
+                continue
             silent = now - self._client.last_progress
             if self._client.is_busy and silent > limit:
                 self.kill_worker(f"no progress for {silent:.1f} s, worker_timeout is {limit:g} s")

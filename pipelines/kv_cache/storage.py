@@ -1,5 +1,7 @@
 """The memory of the pages: per layer, keys and values as tensors on the device."""
 
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,6 +32,8 @@ class KVCacheStorage:
         dtype: torch.dtype = getattr(torch, params.dtype)
 
         def pages() -> torch.Tensor:
+            if device.type == "cpu":
+                return _lazy_zeros(shape, dtype)
             return torch.zeros(shape, dtype=dtype, device=device)
 
         self.params = params
@@ -42,3 +46,16 @@ class KVCacheStorage:
             for cache in (layer.k, layer.v):
                 index = torch.tensor(list(pages), dtype=torch.int64, device=cache.device)
                 cache.index_fill_(0, index, 0)
+
+
+def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros that the system backs with memory when they are first written.
+
+    torch.zeros writes them all at once: 12 GB of pages took 26 s of a start that takes 3 s.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    try:
+        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise RuntimeError(f"{num_bytes} bytes: {error.strerror}") from error
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
