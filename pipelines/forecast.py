@@ -1,4 +1,4 @@
-"""`quire plan`: what a model will need and at best reach on a device, without loading it. No torch.
+"""`quire plan`: what a model will need and at best reach on a device, without loading it.
 
 Floors are physical: a step reads every weight once and each context's KV once, and computes at the
 peak rate; nothing can be faster, real engines reach 60 to 85 % of it.
@@ -6,10 +6,9 @@ peak rate; nothing can be faster, real engines reach 60 to 85 % of it.
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
+import torch
 
 from quire.config.errors import ConfigError
 from quire.config.settings import ModelSettings
@@ -80,33 +79,35 @@ class Forecast:
         return "\n".join(lines)
 
 
-def find_hardware(name: str) -> Hardware:
-    """A device by datasheet name, or `cpu`: this machine, measured in a second.
+def find_hardware(name: str, dtype: str) -> Hardware:
+    """A device by datasheet name, or `cpu`: this machine, measured in a second in `dtype`.
 
     Raises:
         ConfigError: no such name.
     """
     if name == "cpu":
-        return measure_cpu()
+        return measure_cpu(dtype)
     if name not in DATASHEETS:
         raise ConfigError(f"hardware: {name} is not one of cpu, {', '.join(sorted(DATASHEETS))}")
     return DATASHEETS[name]
 
 
-def measure_cpu() -> Hardware:
-    """This machine: free memory, DRAM read rate over all cores, float32 matmul rate of numpy."""
+def measure_cpu(dtype: str) -> Hardware:
+    """This machine: free memory, and over all cores DRAM read rate and matmul rate in `dtype`."""
     cores = available_cores()
-    blocks = [np.ones(32 * 1024**2, dtype=np.float32) for _ in range(cores)]
-    square = np.ones((1536, 1536), dtype=np.float32)
-    with ThreadPoolExecutor(cores) as pool:
-        read = min(_seconds(lambda: list(pool.map(np.sum, blocks))) for _ in range(3))
-    multiply = min(_seconds(lambda: square @ square) for _ in range(3))
+    torch.set_num_threads(cores)
+    block = torch.ones(256 * 1024**2)
+    read = min(_seconds(block.sum) for _ in range(3))
+    rows, inner, columns = 1024, 4096, 4096
+    x_MK = torch.ones(rows, inner, dtype=getattr(torch, dtype))
+    weight_NK = torch.ones(columns, inner, dtype=getattr(torch, dtype))
+    multiply = min(_seconds(lambda: torch.nn.functional.linear(x_MK, weight_NK)) for _ in range(4))
     return Hardware(
         "cpu",
         available_memory(),
-        sum(block.nbytes for block in blocks) / read,
-        2 * square.shape[0] ** 3 / multiply,
-        f"measured now on {cores} cores; float32 matmul",
+        block.nbytes / read,
+        2 * rows * inner * columns / multiply,
+        f"measured now on {cores} cores in {dtype}",
     )
 
 

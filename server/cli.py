@@ -207,7 +207,9 @@ def plan(hardware: str | None, **options: Any) -> None:
 
     settings = _load(ModelSettings, options)
     spec = load_model_spec(resolve_model(settings.model, settings.revision))
-    click.echo(forecast(spec, settings, find_hardware(hardware or "cpu")).table())
+    name = hardware or "cpu"
+    dtype = spec.serving_dtype(settings.dtype, "cpu" if name == "cpu" else "cuda")
+    click.echo(forecast(spec, settings, find_hardware(name, dtype)).table())
 
 
 @main.command()

@@ -32,7 +32,7 @@ def test_floors_are_bytes_over_bandwidth(spec):
 
 
 def test_this_machine_is_measured(spec):
-    cpu = find_hardware("cpu")
+    cpu = find_hardware("cpu", "bfloat16")
 
     assert 1e9 < cpu.bandwidth < 1e12
     assert cpu.memory_bytes > 0
@@ -41,4 +41,4 @@ def test_this_machine_is_measured(spec):
 
 def test_unknown_hardware_is_refused():
     with pytest.raises(ConfigError, match="tpu"):
-        find_hardware("tpu")
+        find_hardware("tpu", "bfloat16")
