@@ -64,7 +64,7 @@ class Daemon:
     def __init__(self, settings: ServeSettings) -> None:
         self._settings = settings
         self._lifecycle = Lifecycle()
-        self._names = settings.served_model_name or (Path(settings.model).name or settings.model,)
+        self._names = settings.served_model_name or (default_model_name(settings.model),)
         self._metrics = Metrics(self._names[0])
         self._client = EngineClient(
             settings.max_batch_size + settings.max_queue_size, self._lifecycle, self._metrics
@@ -140,6 +140,12 @@ class Daemon:
         with contextlib.suppress(asyncio.CancelledError):
             await engine
         logger.info("stopped")
+
+
+def default_model_name(model: str) -> str:
+    """What clients call a model that was given no name: a folder's own, else the id as given."""
+    folder = Path(model)
+    return folder.resolve().name if folder.is_dir() else model
 
 
 def _uvicorn_config(app: FastAPI) -> uvicorn.Config:

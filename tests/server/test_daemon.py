@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +34,11 @@ async def test_a_thread_that_nobody_waits_for_any_more_ends_quietly() -> None:
         await waiting
     release.set()
     await asyncio.to_thread(thread.join)
+
+
+def test_a_model_without_a_name_is_called_by_its_folder_or_its_hub_id(tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+
+    assert daemon.default_model_name(f"{tmp_path}/tiny/") == "tiny"
+    assert daemon.default_model_name("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
+    assert daemon.default_model_name("quire-demo") == "quire-demo"
