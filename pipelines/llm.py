@@ -7,6 +7,7 @@ One thread owns the engine; `generate` may be called from many threads at once, 
 share its batches.
 """
 
+import atexit
 import itertools
 import logging
 import threading
@@ -70,15 +71,19 @@ class LLM:
             started = start_engine(self._settings, folder, 0, progress)
         self._engine = started.engine
         self._eos_token_ids = started.model.spec.end_token_ids(self.tokenizer.eos_token_id)
+        self._vocab_size = started.model.spec.vocab_size
         self.max_length = started.config.max_length
         self._ids = itertools.count(1)
         self._jobs: dict[int, _Job] = {}
         self._arrived: list[_Job] = []
+        self._abandoned: list[_Job] = []
         self._wake = threading.Condition()
         self._closed = False
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="quire-engine", daemon=True)
         self._thread.start()
+        # A thread that still computes while the interpreter ends would abort the process.
+        atexit.register(self.close)
 
     def __enter__(self) -> Self:
         return self
@@ -96,6 +101,7 @@ class LLM:
             self._closed = True
             self._wake.notify()
         self._thread.join()
+        atexit.unregister(self.close)
 
     def generate(
         self,
@@ -112,7 +118,8 @@ class LLM:
         `chat` sends each prompt as one user message through the chat template.
 
         Raises:
-            ValueError: no prompts, an empty one, or one longer than the context.
+            ValueError: no prompts, an empty one, one longer than the context, or one with a
+                token that the model does not have.
             RuntimeError: the engine failed, or is closed.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -124,9 +131,14 @@ class LLM:
         self._submit(jobs)
         waiting = [job.done for job in jobs]
         bar = tqdm(total=len(jobs), desc="generating", unit="prompt", disable=not use_tqdm or None)
-        with bar:
-            for _ in as_completed(waiting):
-                bar.update()
+        try:
+            with bar:
+                for _ in as_completed(waiting):
+                    bar.update()
+        except BaseException:  # Ctrl-C in a notebook: nobody waits for these prompts any more
+            with self._wake:
+                self._abandoned += jobs
+            raise
         return [done.result() for done in waiting]
 
     def _job(self, text: str, params: SamplingParams, chat: bool) -> _Job:
@@ -136,6 +148,10 @@ class LLM:
             ids = self.tokenizer.encode(text, add_special_tokens=True)
         if not ids:
             raise ValueError("a prompt must not be empty")
+        if max(ids) >= self._vocab_size:
+            raise ValueError(
+                f"the prompt has the token {max(ids)}; the model's are 0 to {self._vocab_size - 1}"
+            )
         context = TextContext(
             next(self._ids),
             np.asarray(ids, dtype=np.int32),
@@ -174,9 +190,12 @@ class LLM:
             if self._closed:
                 return False
             arrived, self._arrived = self._arrived, []
+            abandoned, self._abandoned = self._abandoned, []
         for job in arrived:
             self._jobs[job.context.request_id] = job
         self._engine.submit([job.context for job in arrived])
+        abandoned_ids = [job.context.request_id for job in abandoned]
+        self._engine.abort(id for id in abandoned_ids if self._jobs.pop(id, None) is not None)
         return True
 
     def _deliver(self, output: StepOutput) -> None:

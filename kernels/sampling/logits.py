@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 
@@ -86,12 +87,15 @@ def top_log_probabilities(
         ValueError: a sampled token id outside the vocabulary.
     """
     sampled = _token_index(tokens_R.cpu().numpy(), logits_RV[0] if len(logits_RV) else logits_RV)
-    log_RV = logits_RV.float().log_softmax(-1)
+    # On CUDA the order of a row's sum depends on where the row begins among 16 bytes: -inf behind
+    # each row makes all begin alike, and adds nothing.
+    aligned_RV = F.pad(logits_RV, (0, -logits_RV.shape[1] % 4), value=-torch.inf)
+    log_RV = aligned_RV.log_softmax(-1)
     width = max(n_R, default=0)
     token_ids = np.full((len(log_RV), width), -1, dtype=np.int32)
     values = np.full((len(log_RV), width), -np.inf, dtype=np.float32)
     for row, wanted in enumerate(n_R):
-        count = min(wanted, log_RV.shape[1])
+        count = min(wanted, logits_RV.shape[1])
         if count > 0:
             # The order that topk gives equal values depends on its k: sort the candidates.
             least = logits_RV[row].topk(count).values[-1]

@@ -5,6 +5,7 @@ import math
 import msgspec
 
 MAX_SEED = 2**63 - 1
+MAX_TOP_K = 2**31 - 1
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -60,8 +61,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             raise ValueError(
                 f"repetition_penalty must be greater than 0, not {self.repetition_penalty}"
             )
-        if self.top_k < -1 or self.top_k == 0:
-            raise ValueError(f"top_k must be -1 (off) or at least 1, not {self.top_k}")
+        if self.top_k != -1 and not 1 <= self.top_k <= MAX_TOP_K:
+            raise ValueError(f"top_k must be -1 (off) or 1 to 2**31 - 1, not {self.top_k}")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
         if self.min_new_tokens < 0:

@@ -1,6 +1,7 @@
 """Runs step plans with torch on one device."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -20,6 +21,10 @@ class TorchModelRunner:
         self._storage = storage
         self._device = device
 
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Triton launches on the thread's current GPU, whichever holds the tensors."""
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Run the step and sample one token for each row that samples.
@@ -28,19 +33,23 @@ class TorchModelRunner:
         """
         logits = self.logits(build_inputs(plan, self._storage.params.page_size, self._device))
         rows = [row for row in plan.rows if row.samples]
-        return sample_rows(logits, rows) if rows else StepResult(np.empty(0, dtype=np.int32))
+        with self._on_device():
+            return sample_rows(logits, rows) if rows else StepResult(np.empty(0, dtype=np.int32))
 
     @torch.inference_mode()
     def logits(self, inputs: StepInputs) -> torch.Tensor:
         """Run the model: write the step's KV, return fp32 logits [S, V] of `logit_rows`."""
-        return self._model(inputs.tokens, inputs.batch, self._storage.layers, inputs.logit_rows)
+        with self._on_device():
+            return self._model(inputs.tokens, inputs.batch, self._storage.layers, inputs.logit_rows)
 
     def hidden_states(self, plan: StepPlan) -> torch.Tensor:
         """Run the step without sampling; fp32 [T, C], every token's state after the last norm."""
         inputs = build_inputs(plan, self._storage.params.page_size, self._device)
         rows = torch.arange(len(inputs.tokens), device=self._device)
-        states = self._model.hidden_states(inputs.tokens, inputs.batch, self._storage.layers, rows)
-        return states.float()
+        with self._on_device():
+            return self._model.hidden_states(
+                inputs.tokens, inputs.batch, self._storage.layers, rows
+            ).float()
 
     def scrub(self, pages: Sequence[int]) -> None:
         """Zero `pages` in every layer."""

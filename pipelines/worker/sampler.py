@@ -44,7 +44,7 @@ def sample_rows(logits_SV: torch.Tensor, rows: Sequence[PlanRow]) -> StepResult:
         logprobs = [None] * len(rows)
         valid = [place for place, index in enumerate(wanted) if not invalid[index]]
         asking = [wanted[place] for place in valid]
-        counts = [contexts[index].params.logprobs or 0 for index in asking]
+        counts = [min(contexts[i].params.logprobs or 0, logits_SV.shape[1]) for i in asking]
         found = _log_probabilities(raw_WV[valid], tokens_S[asking], counts)
         for index, entry in zip(asking, found, strict=True):
             logprobs[index] = entry
@@ -100,7 +100,6 @@ def _log_probabilities(
     result = []
     for row, count in enumerate(counts):
         ids, values = top.token_ids[row].tolist(), top.values[row].tolist()
-        kept = min(count, raw_RV.shape[1])
-        likely = dict(zip(ids[:kept], values[:kept], strict=True))
+        likely = dict(zip(ids[:count], values[:count], strict=True))
         result.append(LogProbabilities(float(top.sampled[row]), likely))
     return result

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from quire.kernels.sampling import (
@@ -145,3 +147,24 @@ def test_rows_with_nan_or_infinity_or_nothing_finite_are_found(logits: torch.Ten
     found = find_invalid_rows(rows)
 
     assert found.tolist() == [False, True, True, True, False, True]
+
+
+class _RowBytes(TorchFunctionMode):
+    """Records how many bytes apart the rows given to `log_softmax` begin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[int] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.log_softmax:
+            self.found.append(args[0].stride(0) * args[0].element_size())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2003, 2004])
+def test_rows_begin_alike_where_cuda_would_sum_them_differently(vocabulary: int) -> None:
+    with _RowBytes() as row_bytes:
+        top_log_probabilities(torch.zeros(3, vocabulary), torch.zeros(3), [0] * 3)
+
+    assert [count % 16 for count in row_bytes.found] == [0]

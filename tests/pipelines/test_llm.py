@@ -1,5 +1,7 @@
 """`LLM`: the engine without HTTP."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -65,3 +67,51 @@ def test_a_closed_engine_says_so():
 
     with pytest.raises(RuntimeError, match="closed"):
         llm.generate("x", use_tqdm=False)
+
+
+def test_a_token_that_the_model_lacks_is_refused_and_the_engine_goes_on(llm, monkeypatch):
+    expected = llm.generate("Once", 3, use_tqdm=False)
+    monkeypatch.setattr(llm, "_vocab_size", max(llm.tokenizer.encode("Once upon")))
+
+    with pytest.raises(ValueError, match="the prompt has the token"):
+        llm.generate(["Once upon", "Once upon"], 3, use_tqdm=False)
+
+    monkeypatch.undo()
+    assert llm.generate("Once", 3, use_tqdm=False) == expected
+
+
+def test_prompts_of_an_interrupted_call_are_dropped(llm, monkeypatch):
+    def interrupt(waiting):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("quire.pipelines.llm.as_completed", interrupt)
+    before = llm._engine.scheduler.stats().decode_tokens
+    endless = SamplingParams(max_new_tokens=None, ignore_eos=True)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(["Once"] * 8, params=endless, use_tqdm=False)
+    monkeypatch.undo()
+
+    llm.generate("Once", 3, use_tqdm=False)
+
+    assert llm._jobs == {}
+    assert llm._engine.scheduler.stats().decode_tokens - before < llm.max_length
+
+
+def test_a_script_may_end_while_prompts_are_generated():
+    script = """
+import threading, time
+from quire.pipelines.core.sampling_params import SamplingParams
+from quire.pipelines.llm import LLM
+
+llm = LLM(threads=1)
+endless = SamplingParams(max_new_tokens=None, ignore_eos=True)
+args = (["Once"] * 8, None, False)
+threading.Thread(target=llm.generate, args=args, kwargs={"params": endless}, daemon=True).start()
+while not llm._engine.scheduler.stats().decode_tokens:
+    time.sleep(0.01)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, timeout=60, check=False
+    )
+
+    assert (ended.returncode, b"terminate called" in ended.stderr) == (0, False)

@@ -236,3 +236,13 @@ def test_a_row_whose_logits_are_nan_fails_alone(
     loaded.runner.scrub(poisoned)
     assert all(not layer.v[poisoned].any() for layer in loaded.runner._storage.layers)
     assert all(layer.v[driver.pages[0]].any() for layer in loaded.runner._storage.layers)
+
+
+def test_asking_for_more_log_probabilities_than_tokens_gives_all(
+    context_of: Callable[..., TextContext], execute: Callable[..., StepResult]
+) -> None:
+    result = execute(context_of(PROMPT, logprobs=10**12))
+
+    found = result.logprobs[0]
+    assert found is not None
+    assert sorted(found.top_log_probabilities) == list(range(211))
