@@ -11,7 +11,7 @@ import atexit
 import itertools
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, as_completed
 from typing import Any, Self
 
@@ -30,8 +30,6 @@ from quire.pipelines.worker.progress import progress_bar
 from quire.pipelines.worker.start import start_engine
 
 logger = logging.getLogger(__name__)
-
-Messages = Sequence[Mapping[str, Any]]
 
 
 class _Job:

@@ -13,8 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.messages import (
     Abort,
@@ -265,5 +263,5 @@ def _finish_reason(stream: LiveStream, error: ApiError | None) -> FinishReason:
 
 
 def _ints(output: StepOutput, name: str) -> list[int]:
-    values: list[int] = output.array(name).astype(np.int64).tolist()
+    values: list[int] = output.array(name).tolist()
     return values

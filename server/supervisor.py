@@ -34,7 +34,7 @@ from quire.pipelines.core.messages import (
     StepOutput,
     ToWorker,
 )
-from quire.pipelines.worker.boot import Boot
+from quire.pipelines.worker.boot import MAX_MESSAGE_BYTES, Boot
 from quire.pipelines.worker.host import available_cores
 from quire.server.engine_client import EngineClient, ProtocolError
 from quire.server.errors import EngineUnavailable
@@ -43,7 +43,6 @@ from quire.server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-MAX_MESSAGE_BYTES = 256 * 1024**2
 RESTARTS_PER_MINUTE = 5
 START_PATIENCE = 5
 """How many times `worker_timeout` a worker may be silent while it loads: disks can be slow."""

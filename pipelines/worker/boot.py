@@ -7,6 +7,9 @@ from typing import Any
 
 import msgspec
 
+MAX_MESSAGE_BYTES = 256 * 1024**2
+"""Of one message on the endpoint, either way; a larger one ends the connection."""
+
 
 class Boot(msgspec.Struct, frozen=True):
     """How to come up: `endpoint` is the ipc:// address to connect to, `settings` the fields of

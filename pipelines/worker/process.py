@@ -31,13 +31,12 @@ from quire.pipelines.core.messages import (
     Submit,
     ToWorker,
 )
-from quire.pipelines.worker.boot import Boot
+from quire.pipelines.worker.boot import MAX_MESSAGE_BYTES, Boot
 from quire.pipelines.worker.engine import Engine
 from quire.pipelines.worker.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-MAX_MESSAGE_BYTES = 256 * 1024**2
 _PR_SET_PDEATHSIG = 1
 
 
