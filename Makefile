@@ -7,7 +7,7 @@ BIN   := $(VENV)/bin
 # The folders server/, kernels/, ... must not be importable by their flat names.
 export PYTHONSAFEPATH = 1
 
-.PHONY: help install install-test serve test check types bench bench-kernels wheel clean
+.PHONY: help install install-test serve test check types kernels-compile bench bench-kernels wheel clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -35,6 +35,14 @@ types: install-test
 	mkdir -p build/types/quire
 	for d in server pipelines kernels config; do ln -sfn ../../../$$d build/types/quire/$$d; done
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p quire
+
+## kernels-compile  compile every Triton kernel for sm_80 and sm_90, no GPU needed; spills fail
+kernels-compile: install-test
+	$(BIN)/python tools/compile_kernels.py
+
+## bench-kernels  time every op against the machine's limits and torch; BENCH_ARGS='--op rms_norm'
+bench-kernels: install-test
+	$(BIN)/python benchmarks/kernels.py $(BENCH_ARGS)
 
 ## bench          time the kernels, then a load test of a fresh server with the demo model
 bench: install-test

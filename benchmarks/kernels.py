@@ -4,12 +4,12 @@
 
 Each result is first held against the op's reference; one that differs is not timed and the exit
 code is 1. `floor` is the share of the time that the measured copy bandwidth and matmul rate of
-this machine would need for the case's bytes and FLOPs, whichever takes longer. On a CPU the
-fastest of several runs counts and caches are warm; on CUDA the median with a flushed L2.
+this machine would need for the case's bytes and FLOPs, whichever takes longer; `x peer` is how
+many times the fastest equivalent of torch takes in the same run. On a CPU the fastest of several
+runs counts and caches are warm; on CUDA the median with a flushed L2.
 """
 
 import argparse
-import importlib
 import json
 import subprocess
 import sys
@@ -21,33 +21,40 @@ from typing import Any
 
 import torch
 
-from quire.kernels.cases import Case
+from quire.kernels.cases import Case, Operation, every_operation
+from quire.kernels.linear import prepare_linear
 
-KERNELS = Path(__file__).parents[1] / "kernels"
-ENTRY_POINTS = {"sampling": "sample_tokens"}
-"""Public functions that are not named as their op."""
+ROOT = Path(__file__).parents[1]
 
 Run = Callable[[], Any]
 
 
-def operations(op: str, inputs: dict[str, Any]) -> Iterator[tuple[str, Run]]:
-    """(label, call) of each way to run an op on the inputs of a case."""
-    module = importlib.import_module(f"quire.kernels.{op}")
-    if op != "linear":
-        run = getattr(module, ENTRY_POINTS.get(op, op))
-        yield op, partial(run, **inputs)
+def ways(operation: Operation, inputs: dict[str, Any]) -> Iterator[tuple[str, Run]]:
+    """(label, call) of each way of ours to run an op on the inputs of a case."""
+    if operation.name != "linear":
+        yield operation.name, partial(operation.function(), **inputs)
         return
     for label, exact in (("linear", True), ("linear, not exact", False)):
-        prepared = module.prepare_linear(inputs["weight_NK"], inputs["bias_N"], exact=exact)
+        prepared = prepare_linear(inputs["weight_NK"], inputs["bias_N"], exact=exact)
         yield label, partial(prepared, inputs["x_TK"])
 
 
-def differs(actual: Any, expected: Any, tolerance: float) -> bool:
-    """Whether results are further apart than two that are each within `tolerance` of the truth."""
-    if isinstance(expected, tuple):
-        return any(map(differs, actual, expected, [tolerance] * len(expected)))
-    distance = (actual.double() - expected.double()).abs()
-    return not bool((distance <= 2 * tolerance).all())
+def cloned(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+
+
+def outcome(operation: Operation, run: Run, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    """What a call returned and wrote."""
+    result = run()
+    returned = result if isinstance(result, tuple) else () if result is None else (result,)
+    return (*returned, *(inputs[name] for name in operation.mutates if inputs[name] is not None))
+
+
+def differs(actual: torch.Tensor, expected: torch.Tensor, case: Case) -> bool:
+    """Whether results are further apart than two that are each within tolerance of the truth."""
+    wide = expected.double().nan_to_num()
+    distance = (actual.double().nan_to_num() - wide).abs()
+    return not bool((distance <= 2 * (case.tolerance + case.relative * wide.abs())).all())
 
 
 def seconds(run: Run, device: torch.device) -> float:
@@ -93,24 +100,33 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str:
-    command = ["git", "-C", str(KERNELS), "describe", "--always", "--dirty"]
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def measure(op: str, case: Case, device: torch.device) -> Iterator[tuple[str, float | None]]:
-    """(label, seconds) of each way to run the case; None where the result is wrong."""
+def is_wrong(operation: Operation, case: Case, run: Run, inputs: dict[str, Any]) -> bool:
+    """Whether `run`, on `inputs` as built, differs from the reference."""
+    given = cloned(inputs)
+    expected = outcome(operation, partial(operation.reference(), **given), given)
+    actual = outcome(operation, run, inputs)
+    return any(differs(a, b, case) for a, b in zip(actual, expected, strict=True))
+
+
+def measure(
+    operation: Operation, case: Case, device: torch.device
+) -> Iterator[tuple[str, float | None, float | None]]:
+    """(label, seconds, fastest peer's seconds) of each way to run; None: wrong, or no peer."""
     inputs = case.build(device, torch.Generator().manual_seed(0))
-    name = ENTRY_POINTS.get(op, op)
-    reference = importlib.import_module(f"quire.kernels.{op}.reference")
-    expected = getattr(reference, f"{name}_reference")(**inputs)
-    for label, run in operations(op, inputs):
-        yield label, None if differs(run(), expected, case.tolerance) else seconds(run, device)
+    peers = [seconds(partial(peer, **inputs), device) for peer in operation.peers.values()]
+    for label, run in ways(operation, inputs):
+        taken = None if is_wrong(operation, case, run, inputs) else seconds(run, device)
+        yield label, taken, min(peers, default=None)
 
 
 def main() -> int:
-    found = sorted(path.parent.name for path in KERNELS.glob("*/cases.py"))
+    found = list(every_operation())
     parser = argparse.ArgumentParser(description="Time every case of every kernel op.")
-    parser.add_argument("--op", action="append", choices=found)
+    parser.add_argument("--op", action="append", choices=[operation.name for operation in found])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="append one JSON line per case")
@@ -121,24 +137,30 @@ def main() -> int:
     about = {"device": device_name(device), "commit": commit(), "torch": torch.__version__}
     rates = ", ".join(f"{str(dtype)[6:]} {peak / 1e12:.2f}" for dtype, peak in peaks.items())
     print(f"{about}\ncopy {bandwidth / 1e9:.1f} GB/s; matmul TFLOP/s: {rates}\n")
-    print(f"{'op':18} {'case':34} {'us':>10} {'GB/s':>8} {'TFLOP/s':>8} {'floor':>6}")
+    header = ("op", "case", "us", "GB/s", "TFLOP/s", "floor", "x peer")
+    print("{:32} {:38} {:>10} {:>8} {:>8} {:>6} {:>7}".format(*header))
     wrong = 0
-    for op in options.op or found:
-        for case in importlib.import_module(f"quire.kernels.{op}.cases").SERVED_CASES:
-            for label, taken in measure(op, case, device):
+    for operation in found:
+        if options.op and operation.name not in options.op:
+            continue
+        for case in operation.served:
+            for label, taken, peer in measure(operation, case, device):
                 if taken is None:
                     wrong += 1
-                    print(f"{label:18} {case.name:34} differs from the reference: not timed")
+                    print(f"{label:32} {case.name:38} differs from the reference: not timed")
                     continue
-                floor = max(case.bytes_moved / bandwidth, case.flops / peaks[case.dtype])
-                rate, work = case.bytes_moved / taken, case.flops / taken
+                peak = peaks.get(case.dtype, max(peaks.values()))
+                floor = max(case.bytes_moved / bandwidth, case.flops / peak) / taken
+                ratio = None if peer is None else peer / taken
                 print(
-                    f"{label:18} {case.name:34} {taken * 1e6:10.1f} {rate / 1e9:8.1f} "
-                    f"{work / 1e12:8.3f} {floor / taken:6.2f}",
+                    f"{label:32} {case.name:38} {taken * 1e6:10.1f} "
+                    f"{case.bytes_moved / taken / 1e9:8.1f} {case.flops / taken / 1e12:8.3f} "
+                    f"{floor:6.2f} {'' if ratio is None else format(ratio, '.2f'):>7}",
                     flush=True,
                 )
                 row = about | {"op": label, "case": case.name, "seconds": taken}
-                row |= {"bytes": case.bytes_moved, "flops": case.flops, "floor": floor / taken}
+                row |= {"bytes": case.bytes_moved, "flops": case.flops}
+                row |= {"floor": floor, "ratio_to_peer": ratio}
                 if options.json:
                     with options.json.open("a") as file:
                         file.write(json.dumps(row) + "\n")

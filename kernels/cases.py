@@ -1,13 +1,17 @@
 """What a case of a kernel op is: one shape and dtype, with its inputs, tolerance and cost.
 
-Every op folder has a `cases.py` with a tuple of `Case`; the op's tests and its benchmark read
-the same tuple, so a shape that is measured is a shape that is checked.
+Every op folder has a `cases.py` that ends in `OPERATIONS`: its public functions with their cases.
+The tests of every op (tests/kernels/test_operations.py), the compiler check
+(tools/compile_kernels.py) and the benchmark (benchmarks/kernels.py) find them there, so a shape
+that is measured is a shape that is checked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +27,10 @@ class Case:
 
     `build(device, generator)` returns the keyword arguments of the op, with tensors on `device`
     and values drawn from `generator` (a generator of the CPU, so that every device gets the same
-    values). `tolerance` is the greatest absolute difference from the float64 (or fp32) reference.
-    `bytes_moved` and `flops` are the least that any implementation must move and compute.
+    values). `tolerance` is the greatest absolute difference from the float64 (or fp32) reference,
+    to which `relative` times the reference's magnitude is added.
+    `bytes_moved` and `flops` are the least that any implementation must move and compute; `dtype`
+    is the one whose matmul rate bounds the FLOPs.
     """
 
     name: str
@@ -33,6 +39,54 @@ class Case:
     tolerance: float
     bytes_moved: int
     flops: int
+    relative: float = 0.0
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One public function of an op folder, as tests, compiler check and benchmark see it.
+
+    `small` cases run in Triton's interpreter (few programs: each tile operation costs 0.1 ms),
+    `served` ones are timed, `compiled` ones are compiled for GPUs that are not here and cover
+    every kernel and launch variant. `mutates` names the inputs that the function writes.
+    `row_inputs` names inputs whose first dimension is the row: each row's bits must not depend on
+    the other rows, on `row_paths` (the function runs torch's on a CPU, whose matmuls are not exact
+    without `prepare_linear`). `peers` are the best equivalents of torch, by label, on the same inputs.
+    By convention folder `package` has `name` in `__init__`, `name_reference` in `reference` and
+    `name_triton` in `kernel`.
+    """
+
+    name: str
+    package: str
+    small: tuple[Case, ...]
+    served: tuple[Case, ...]
+    compiled: tuple[Case, ...]
+    mutates: tuple[str, ...] = ()
+    row_inputs: tuple[str, ...] = ()
+    row_paths: tuple[str, ...] = ("function", "triton")
+    peers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    is_registered: bool = True
+    """Whether `torch.ops.quire` has it; host-side functions are not registered."""
+
+    def function(self) -> Callable[..., Any]:
+        return self._found("", self.name)
+
+    def reference(self) -> Callable[..., Any]:
+        return self._found(".reference", f"{self.name}_reference")
+
+    def triton(self) -> Callable[..., Any]:
+        return self._found(".kernel", f"{self.name}_triton")
+
+    def _found(self, module: str, name: str) -> Callable[..., Any]:
+        found = importlib.import_module(f"quire.kernels.{self.package}{module}")
+        function: Callable[..., Any] = getattr(found, name)
+        return function
+
+
+def every_operation() -> Iterator[Operation]:
+    """The operations of all op folders, in order of folders."""
+    for path in sorted(Path(__file__).parent.glob("*/cases.py")):
+        yield from importlib.import_module(f"quire.kernels.{path.parent.name}.cases").OPERATIONS
 
 
 def random_ragged_batch(

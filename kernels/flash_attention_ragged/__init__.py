@@ -3,11 +3,25 @@
 import torch
 
 from quire.kernels.ragged_batch import RaggedBatch
+from quire.kernels.torch_op import torch_op
 
 MAX_HEAD_DIM = 256
 MIN_PAGE_SIZE, MAX_PAGE_SIZE = 16, 128
 
 
+def _fake(
+    q_THD: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    batch: RaggedBatch,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+) -> torch.Tensor:
+    return torch.empty_like(q_THD)
+
+
+@torch_op(fake=_fake)
 def flash_attention_ragged(
     q_THD: torch.Tensor,
     k_cache: torch.Tensor,
@@ -58,7 +72,7 @@ def _check(
     batch: RaggedBatch,
     sliding_window: int | None,
 ) -> None:
-    tokens, heads, head_dim = q_THD.shape
+    _, heads, head_dim = q_THD.shape
     _, kv_heads, page_size, _ = k_cache.shape
     dtypes = (torch.bfloat16, torch.float32) + ((torch.float16,) if q_THD.is_cuda else ())
     if q_THD.dtype not in dtypes or {k_cache.dtype, v_cache.dtype} != {q_THD.dtype}:
@@ -84,5 +98,7 @@ def _check(
         )
     if sliding_window is not None and sliding_window < 1:
         raise ValueError(f"sliding_window must be at least 1, got {sliding_window}")
-    if sum(batch.query_lengths) != tokens:
-        raise ValueError(f"the batch has {sum(batch.query_lengths)} tokens, q has {tokens}")
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        if cache.device != q_THD.device:
+            raise ValueError(f"{name} must be on {q_THD.device} as q, got {cache.device}")
+    batch.check_matches("q_THD", q_THD)

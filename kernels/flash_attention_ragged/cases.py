@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from quire.kernels.cases import Case, random_ragged_batch
+from quire.kernels.cases import Case, Operation, random_ragged_batch
 
 
 def attention_case(
@@ -104,3 +104,18 @@ SERVED_CASES = _served(torch.bfloat16) + _served(torch.float32)
 """For the benchmark: steps of a 0.5B and a 135M model, and of an 8B model."""
 
 CASES = SMALL_CASES + SERVED_CASES
+STEP = ((1, 40), (1, 900), (30, 0))
+OPERATIONS = (
+    Operation(
+        name="flash_attention_ragged",
+        package="flash_attention_ragged",
+        small=SMALL_CASES,
+        served=SERVED_CASES,
+        compiled=(
+            attention_case("bf16-d64", torch.bfloat16, (14, 2, 64), STEP, 32),
+            attention_case("bf16-d128", torch.bfloat16, (32, 8, 128), STEP, 64),
+            attention_case("bf16-d256-window", torch.bfloat16, (8, 1, 256), STEP, 128, 512),
+            attention_case("fp32-d64", torch.float32, (9, 3, 64), STEP, 32),
+        ),
+    ),
+)

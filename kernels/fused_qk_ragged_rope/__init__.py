@@ -2,9 +2,27 @@
 
 import torch
 
+from quire.kernels.checks import check_tensor
 from quire.kernels.ragged_batch import RaggedBatch
+from quire.kernels.torch_op import torch_op
 
 
+def _fake(
+    qkv: torch.Tensor,
+    cos_sin: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    batch: RaggedBatch,
+    *,
+    num_heads: int,
+    q_norm: torch.Tensor | None = None,
+    k_norm: torch.Tensor | None = None,
+    epsilon: float = 1e-6,
+) -> torch.Tensor:
+    return qkv.new_empty(qkv.shape[0], num_heads, k_cache.shape[3])
+
+
+@torch_op(fake=_fake, mutates=("k_cache", "v_cache"))
 def fused_qk_ragged_rope(
     qkv: torch.Tensor,
     cos_sin: torch.Tensor,
@@ -41,13 +59,10 @@ def fused_qk_ragged_rope(
         ValueError: a shape or dtype outside the above.
     """
     _check(qkv, cos_sin, k_cache, v_cache, num_heads)
-    head_dim = k_cache.shape[3]
+    batch.check_matches("qkv", qkv)
     for name, weight in (("q_norm", q_norm), ("k_norm", k_norm)):
-        if weight is not None and (weight.shape != (head_dim,) or weight.dtype != qkv.dtype):
-            raise ValueError(
-                f"{name} must be [{head_dim}] of {qkv.dtype}, "
-                f"got {tuple(weight.shape)} of {weight.dtype}"
-            )
+        if weight is not None:
+            check_tensor(name, weight, (k_cache.shape[3],), qkv.dtype, device=qkv.device)
     if qkv.is_cuda:
         from quire.kernels.fused_qk_ragged_rope.kernel import fused_qk_ragged_rope_triton as run
     else:
@@ -92,5 +107,8 @@ def _check(
             f"cos_sin must be float32 [positions, {head_dim}], "
             f"got {cos_sin.dtype} {tuple(cos_sin.shape)}"
         )
+    for name, tensor in (("cos_sin", cos_sin), ("k_cache", k_cache), ("v_cache", v_cache)):
+        if tensor.device != qkv.device:
+            raise ValueError(f"{name} must be on {qkv.device} as qkv, got {tensor.device}")
     if not (qkv.is_contiguous() and k_cache.is_contiguous() and v_cache.is_contiguous()):
         raise ValueError("qkv, k_cache and v_cache must be contiguous")

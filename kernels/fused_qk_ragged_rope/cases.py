@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from quire.kernels.cases import Case, random_ragged_batch
+from quire.kernels.cases import Case, Operation, random_ragged_batch
 
 
 def rope_case(
@@ -82,3 +82,18 @@ SERVED_CASES = tuple(
 """For the benchmark: decode steps and a prefill chunk of a 0.5B and of an 8B model."""
 
 CASES = SMALL_CASES + SERVED_CASES
+STEP = ((1, 40), (1, 900), (30, 0))
+OPERATIONS = (
+    Operation(
+        name="fused_qk_ragged_rope",
+        package="fused_qk_ragged_rope",
+        small=SMALL_CASES,
+        served=SERVED_CASES,
+        compiled=(
+            rope_case("bf16-d64", torch.bfloat16, (14, 2, 64), STEP, 32),
+            rope_case("bf16-d128-norms", torch.bfloat16, (32, 8, 128), STEP, 64, (True, True)),
+            rope_case("fp32-d80", torch.float32, (4, 4, 80), STEP),
+        ),
+        mutates=("k_cache", "v_cache"),
+    ),
+)

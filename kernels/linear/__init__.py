@@ -5,9 +5,49 @@ from dataclasses import dataclass
 
 import torch
 
+from quire.kernels.checks import FLOATS, check_tensor
 from quire.kernels.linear.tile_plan import TilePlans
+from quire.kernels.torch_op import torch_op
 
 Apply = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _fake(
+    x_TK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None
+) -> torch.Tensor:
+    return x_TK.new_empty(x_TK.shape[0], weight_NK.shape[0])
+
+
+@torch_op(fake=_fake)
+def linear(
+    x_TK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x W^T + b with weights as they are.
+
+    On CUDA a row's bits do not depend on the other rows; on a CPU only `prepare_linear` keeps
+    that promise.
+
+    Args:
+        x_TK: [T, K], bfloat16, float16 or float32, contiguous.
+        weight_NK: [N, K] in the dtype of x, contiguous.
+        bias_N: [N] in the dtype of x, or None.
+
+    Returns:
+        [T, N] in the dtype of x.
+
+    Raises:
+        ValueError: a shape, dtype or device outside the above.
+    """
+    check_tensor("x_TK", x_TK, ("T", "K"), FLOATS)
+    device = x_TK.device
+    check_tensor("weight_NK", weight_NK, ("N", x_TK.shape[1]), x_TK.dtype, device=device)
+    if bias_N is not None:
+        check_tensor("bias_N", bias_N, (weight_NK.shape[0],), x_TK.dtype, device=device)
+    if x_TK.is_cuda:
+        from quire.kernels.linear.kernel import linear_triton as run
+    else:
+        from quire.kernels.linear.reference import linear_reference as run
+    return run(x_TK, weight_NK, bias_N)
 
 
 @dataclass(frozen=True, slots=True)

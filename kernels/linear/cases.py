@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from quire.kernels.cases import Case
+from quire.kernels.cases import Case, Operation
 
 
 def linear_case(
@@ -53,3 +53,18 @@ SERVED_CASES = tuple(
 """For the benchmark: decode steps and a prefill chunk, 135M to 8B; order tokens, N, K."""
 
 CASES = SMALL_CASES + SERVED_CASES
+OPERATIONS = (
+    Operation(
+        name="linear",
+        package="linear",
+        small=SMALL_CASES,
+        served=SERVED_CASES,
+        compiled=(
+            linear_case(32, 1536, 576, torch.bfloat16, with_bias=True),
+            linear_case(32, 8192, 1024, torch.bfloat16),
+            linear_case(32, 1536, 576, torch.float32),
+        ),
+        row_inputs=("x_TK",),
+        row_paths=("triton",),
+    ),
+)

@@ -2,7 +2,20 @@
 
 import torch
 
+from quire.kernels.checks import FLOATS, check_tensor
+from quire.kernels.torch_op import torch_op
 
+
+def _fake(
+    x_TC: torch.Tensor,
+    weight_C: torch.Tensor,
+    epsilon: float,
+    residual_TC: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(x_TC), torch.empty_like(x_TC)
+
+
+@torch_op(fake=_fake)
 def rms_norm(
     x_TC: torch.Tensor,
     weight_C: torch.Tensor,
@@ -28,22 +41,11 @@ def rms_norm(
     Raises:
         ValueError: a shape or dtype outside the above.
     """
-    if x_TC.ndim != 2 or not x_TC.is_contiguous():
-        raise ValueError(f"x must be contiguous [T, C], got {tuple(x_TC.shape)}")
-    if weight_C.shape != x_TC.shape[1:] or weight_C.dtype != x_TC.dtype:
-        raise ValueError(
-            f"weight must be [{x_TC.shape[1]}] of {x_TC.dtype}, "
-            f"got {tuple(weight_C.shape)} of {weight_C.dtype}"
-        )
-    if residual_TC is not None and (
-        residual_TC.shape != x_TC.shape
-        or residual_TC.dtype != x_TC.dtype
-        or not residual_TC.is_contiguous()
-    ):
-        raise ValueError(
-            f"residual must be contiguous {tuple(x_TC.shape)} of {x_TC.dtype}, "
-            f"got {tuple(residual_TC.shape)} of {residual_TC.dtype}"
-        )
+    check_tensor("x_TC", x_TC, ("T", "C"), FLOATS)
+    tokens, columns = x_TC.shape
+    check_tensor("weight_C", weight_C, (columns,), x_TC.dtype, device=x_TC.device)
+    if residual_TC is not None:
+        check_tensor("residual_TC", residual_TC, (tokens, columns), x_TC.dtype, device=x_TC.device)
     if x_TC.is_cuda:
         from quire.kernels.rms_norm.kernel import rms_norm_triton as run
     else:

@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from quire.kernels.cases import Case
+from quire.kernels.cases import Case, Operation
 
 
 def norm_case(tokens: int, columns: int, dtype: torch.dtype, with_residual: bool = True) -> Case:
@@ -43,4 +44,26 @@ SERVED_CASES = tuple(
 )
 """For the benchmark: decode steps and a prefill chunk, demo model to 8B."""
 
+
+def _torch(
+    x_TC: torch.Tensor, weight_C: torch.Tensor, epsilon: float, residual_TC: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    total = x_TC + residual_TC
+    return F.rms_norm(total, weight_C.shape, weight_C, epsilon), total
+
+
 CASES = SMALL_CASES + SERVED_CASES
+OPERATIONS = (
+    Operation(
+        name="rms_norm",
+        package="rms_norm",
+        small=SMALL_CASES,
+        served=SERVED_CASES,
+        compiled=(
+            norm_case(8, 576, torch.bfloat16),
+            norm_case(8, 4096, torch.bfloat16, with_residual=False),
+        ),
+        row_inputs=("x_TC", "residual_TC"),
+        peers={"F.rms_norm": _torch},
+    ),
+)

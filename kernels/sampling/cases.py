@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from quire.kernels.cases import Case
+from quire.kernels.cases import Case, Operation
 from quire.kernels.sampling.inputs import SamplingInputs
 
 
@@ -67,3 +67,15 @@ SERVED_CASES = tuple(
 """For the benchmark."""
 
 CASES = SMALL_CASES + SERVED_CASES
+OPERATIONS = (
+    Operation(
+        name="sample_tokens",
+        package="sampling",
+        small=SMALL_CASES,
+        served=SERVED_CASES,
+        compiled=(
+            sampling_case("all", 8, 32000, temperature=1.3, top_k=50, top_p=0.9, min_p=0.01),
+        ),
+        is_registered=False,
+    ),
+)

@@ -2,7 +2,15 @@
 
 import torch
 
+from quire.kernels.checks import FLOATS, check_tensor
+from quire.kernels.torch_op import torch_op
 
+
+def _fake(gate_up_T2F: torch.Tensor) -> torch.Tensor:
+    return gate_up_T2F.new_empty(gate_up_T2F.shape[0], gate_up_T2F.shape[1] // 2)
+
+
+@torch_op(fake=_fake)
 def swish_glu(gate_up_T2F: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up, with silu(g) = g / (1 + exp(-g)); fp32 inside, rounded once.
 
@@ -17,10 +25,11 @@ def swish_glu(gate_up_T2F: torch.Tensor) -> torch.Tensor:
         out_TF [T, F] in the dtype of `gate_up_T2F`.
 
     Raises:
-        ValueError: not two dimensions, not contiguous, or an odd number of columns.
+        ValueError: a shape or dtype outside the above.
     """
-    if gate_up_T2F.ndim != 2 or gate_up_T2F.shape[1] % 2 or not gate_up_T2F.is_contiguous():
-        raise ValueError(f"gate_up must be contiguous [T, 2F], got {tuple(gate_up_T2F.shape)}")
+    check_tensor("gate_up_T2F", gate_up_T2F, ("T", "2F"), FLOATS)
+    if gate_up_T2F.shape[1] % 2:
+        raise ValueError(f"gate_up_T2F must be [T, 2F], got {list(gate_up_T2F.shape)}")
     if gate_up_T2F.is_cuda:
         from quire.kernels.swish_glu.kernel import swish_glu_triton as run
     else:

@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from quire.kernels.cases import Case
+from quire.kernels.cases import Case, Operation
 
 
 def glu_case(tokens: int, features: int, dtype: torch.dtype) -> Case:
@@ -35,4 +36,21 @@ SERVED_CASES = tuple(
 )
 """For the benchmark: decode steps and a prefill chunk, demo model to 8B."""
 
+
+def _torch(gate_up_T2F: torch.Tensor) -> torch.Tensor:
+    gate, up = gate_up_T2F.chunk(2, -1)
+    return F.silu(gate) * up
+
+
 CASES = SMALL_CASES + SERVED_CASES
+OPERATIONS = (
+    Operation(
+        name="swish_glu",
+        package="swish_glu",
+        small=SMALL_CASES,
+        served=SERVED_CASES,
+        compiled=(glu_case(8, 1536, torch.bfloat16), glu_case(8, 1536, torch.float32)),
+        row_inputs=("gate_up_T2F",),
+        peers={"F.silu(gate) * up": _torch},
+    ),
+)

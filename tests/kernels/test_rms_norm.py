@@ -80,9 +80,11 @@ def test_no_rows_give_no_rows(norm: Norm) -> None:
 
 def test_wrong_inputs_are_named() -> None:
     x, weight = torch.ones(3, 8), torch.ones(8)
-    with pytest.raises(ValueError, match=r"x must be contiguous \[T, C\]"):
+    with pytest.raises(ValueError, match=r"x_TC must be contiguous, got strides \[1, 3\]"):
         rms_norm(torch.ones(8, 3).t(), weight, 1e-5)
-    with pytest.raises(ValueError, match=r"weight must be \[8\] of torch.float32, got \(7,\)"):
+    with pytest.raises(ValueError, match=r"weight_C must be \[8\], got \[7\]"):
         rms_norm(x, torch.ones(7), 1e-5)
-    with pytest.raises(ValueError, match=r"residual must be .* got \(2, 8\)"):
+    with pytest.raises(ValueError, match="weight_C must be of float32, got bfloat16"):
+        rms_norm(x, weight.bfloat16(), 1e-5)
+    with pytest.raises(ValueError, match=r"residual_TC must be \[3, 8\], got \[2, 8\]"):
         rms_norm(x, weight, 1e-5, torch.ones(2, 8))
