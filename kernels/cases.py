@@ -65,6 +65,8 @@ class Operation:
     row_inputs: tuple[str, ...] = ()
     row_paths: tuple[str, ...] = ("function", "triton")
     peers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    min_capability: int = 80
+    """Least compute capability * 10 that has the op's data types (fp8: 89)."""
     is_registered: bool = True
     """Whether `torch.ops.quire` has it; host-side functions are not registered."""
 

@@ -126,7 +126,7 @@ def compiled_rows(name: str, capability: int) -> list[Row]:
     return [
         row
         for operation in every_operation()
-        if operation.name == name
+        if operation.name == name and operation.min_capability <= capability
         for row in rows_of(operation, capability)
     ]
 
