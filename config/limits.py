@@ -17,6 +17,8 @@ class RequestLimits:
     stop_strings: int = 16
     stop_string_chars: int = 256
     stop_token_ids: int = 128
+    detokenize_tokens: int = 1_000_000
+    """Token ids in one detokenize request."""
     logprobs: int = 20
     """Most likely tokens reported per token."""
     json_depth: int = 64

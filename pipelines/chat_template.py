@@ -33,6 +33,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self.source = source
         environment = _environment()
         try:
             self._template = environment.from_string(source)

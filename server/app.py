@@ -17,7 +17,7 @@ from quire.server.health import build_health_router
 from quire.server.lifecycle import Lifecycle
 from quire.server.metrics import Metrics
 from quire.server.middleware import BodyMiddleware, RequestMiddleware, error_response
-from quire.server.openai.router import build_router
+from quire.server.openai.router import build_root_router, build_router
 
 _MAX_ECHO_CHARS = 200
 
@@ -52,6 +52,7 @@ def build_app(
     app.state.metrics = metrics
     app.include_router(build_health_router(lifecycle, metrics))
     app.include_router(build_router())
+    app.include_router(build_root_router())
     metrics.watch(lifecycle)
     return app
 

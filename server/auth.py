@@ -14,7 +14,7 @@ from quire.config.errors import ConfigError
 from quire.config.settings import ServeSettings
 from quire.server.errors import Unauthorized
 
-PUBLIC_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health"})
+PUBLIC_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/health", "/ping"})
 """Probes carry no key: kubelets and load balancers have none. They tell phases, nothing else."""
 
 ApiKeys = frozenset[bytes]

@@ -4,6 +4,7 @@
 /readyz    200 while the engine serves, else 503 with phase and reason: send no traffic
 /startupz  503 until the engine served for the first time, then 200 for good
 /health    as /readyz, where vLLM's users look for it
+/ping      as /readyz, where SageMaker looks for it
 /version   {"version": ...}
 /metrics   Prometheus' text format
 """
@@ -47,6 +48,7 @@ def build_health_router(lifecycle: Lifecycle, metrics: Metrics) -> APIRouter:
     _add(router, "/readyz", readyz, unavailable=True)
     _add(router, "/startupz", startupz, unavailable=True)
     _add(router, "/health", readyz, unavailable=True)
+    _add(router, "/ping", readyz, unavailable=True)
     _add(router, "/version", show_version)
     _add(router, "/metrics", show_metrics, media_type="text/plain")
     return router

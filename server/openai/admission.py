@@ -53,13 +53,13 @@ def build_contexts(
         InvalidRequest: a prompt is empty, or a token id is not in the vocabulary.
     """
     for token in request.stop_token_ids:
-        _check_token(token, served, "stop_token_ids")
+        check_token(token, served, "stop_token_ids")
     contexts: list[TextContext] = []
     for ids in prompts:
         if not ids:
             raise InvalidRequest(f"'{param}' must not be empty", param=param, code="invalid_value")
         for token in (min(ids), max(ids)):
-            _check_token(token, served, param)
+            check_token(token, served, param)
         limit = _output_limit(engine.max_length, len(ids), request, param)
         params = _sampling_params(request, default_max_tokens if limit is None else limit)
         _check_min_tokens(params, engine.max_length - len(ids))
@@ -80,7 +80,8 @@ def build_contexts(
     return contexts
 
 
-def _check_token(token: int, served: ServedModel, param: str) -> None:
+def check_token(token: int, served: ServedModel, param: str) -> None:
+    """Raises InvalidRequest unless the id is in the vocabulary."""
     if not 0 <= token < served.vocab_size:
         raise InvalidRequest(
             f"'{param}': token ids must be between 0 and {served.vocab_size - 1}, not {token}",

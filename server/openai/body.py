@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import orjson
@@ -15,13 +16,15 @@ from quire.server.openai.request_model import RequestModel
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=RequestModel)
+Kind = type[R] | Callable[[Mapping[str, Any]], type[R]]
+"""A request's class, or a function that tells it from the fields of the body."""
 
 MAX_SHOWN_CHARACTERS = 64
 MAX_SHOWN_FIELDS = 16
 LARGE_BODY_BYTES = 65536
 
 
-async def read_request(http: Request, kind: type[R]) -> R:
+async def read_request(http: Request, kind: Kind[R]) -> R:
     """The body as a `kind`.
 
     Raises:
@@ -39,7 +42,7 @@ async def read_request(http: Request, kind: type[R]) -> R:
     return parse(body, kind)
 
 
-def parse(body: bytes, kind: type[R]) -> R:
+def parse(body: bytes, kind: Kind[R]) -> R:
     """Raises InvalidRequest or UnsupportedParameter naming the first field at fault."""
     try:
         data = orjson.loads(body)
@@ -53,8 +56,9 @@ def parse(body: bytes, kind: type[R]) -> R:
     # Each level opens with a bracket, so few brackets (in strings or not) mean few levels.
     if body.count(b"{") + body.count(b"[") > LIMITS.json_depth:
         _check_depth(data)
+    checked: type[R] = kind if isinstance(kind, type) else kind(data)
     try:
-        return kind.model_validate(data)
+        return checked.model_validate(data)
     except ValidationError as error:
         # pydantic's errors carry the whole input; chaining them would put prompts into the log.
         raise _client_error(error) from None

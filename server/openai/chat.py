@@ -15,7 +15,7 @@ from quire.server.openai.logprobs import chat_logprobs
 from quire.server.openai.replies import ChatChoice, ChatChunkChoice, ChatLogprobs, Delta
 from quire.server.openai.reply_format import ReplyFormat
 from quire.server.openai.respond import respond
-from quire.server.openai.schema import ChatCompletionRequest, Message
+from quire.server.openai.schema import ChatCompletionRequest, Conversation, Message
 from quire.server.openai.served import ServedModel
 
 
@@ -67,27 +67,7 @@ async def create_chat_completion(http: Request) -> Response:
     served: ServedModel = http.app.state.served
     request = await read_request(http, ChatCompletionRequest)
     model = served.resolve(request.model)
-    template = served.tokenizer.chat_template
-    if template is None:
-        raise InvalidRequest(
-            f"The model '{model}' has no chat template; use /v1/completions", param="messages"
-        )
-    try:
-        template.check_options(request.chat_template_kwargs)
-    except ValueError as error:
-        param = "chat_template_kwargs"
-        raise InvalidRequest(f"'{param}': {error}", param=param, code="invalid_value") from None
-    messages = template_messages(request.messages, knows_developer=template.knows_developer)
-    ids = await tokenize(
-        engine,
-        "messages",
-        lambda max_length: served.tokenizer.encode_chat(
-            messages,
-            request.chat_template_kwargs,
-            add_generation_prompt=request.add_generation_prompt,
-            max_tokens=max_length,
-        ),
-    )
+    ids = await conversation_ids(engine, served, request)
     contexts = build_contexts(
         engine, served, request, [ids], param="messages", default_max_tokens=None
     )
@@ -98,6 +78,37 @@ async def create_chat_completion(http: Request) -> Response:
         ChatFormat(served, model),
         starts_fresh=True,
         headers=warning_headers(request),
+    )
+
+
+async def conversation_ids(engine: Engine, served: ServedModel, request: Conversation) -> list[int]:
+    """The prompt's ids.
+
+    Raises:
+        InvalidRequest: no chat template, one without such an option, or it refused the messages.
+        ContextLengthExceeded: the text is too long to be tokenized at all.
+    """
+    template = served.tokenizer.chat_template
+    if template is None:
+        raise InvalidRequest(
+            f"The model '{served.names[0]}' has no chat template; use /v1/completions",
+            param="messages",
+        )
+    try:
+        template.check_options(request.chat_template_kwargs)
+    except ValueError as error:
+        param = "chat_template_kwargs"
+        raise InvalidRequest(f"'{param}': {error}", param=param, code="invalid_value") from None
+    messages = template_messages(request.messages, knows_developer=template.knows_developer)
+    return await tokenize(
+        engine,
+        "messages",
+        lambda max_length: served.tokenizer.encode_chat(
+            messages,
+            request.chat_template_kwargs,
+            add_generation_prompt=request.add_generation_prompt,
+            max_tokens=max_length,
+        ),
     )
 
 

@@ -144,6 +144,19 @@ CHAT: Mapping[str, Harmless] = {
     "media_io_kwargs": EMPTY,
 }
 
+TOKENIZE_CHAT: Mapping[str, Harmless] = {
+    name: CHAT[name]
+    for name in (
+        "add_special_tokens",
+        "chat_template",
+        "continue_final_message",
+        "documents",
+        "media_io_kwargs",
+        "mm_processor_kwargs",
+        "tools",
+    )
+}
+
 MESSAGE: Mapping[str, Harmless] = {
     "tool_calls": Harmless(([],), _TOOLS),
     "function_call": Harmless(hint=_TOOLS),

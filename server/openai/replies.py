@@ -131,3 +131,24 @@ class ErrorObject(TypedDict):
 
 class ErrorReply(TypedDict):
     error: ErrorObject
+
+
+class Tokenized(TypedDict):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Detokenized(TypedDict):
+    prompt: str
+
+
+class TokenizerInfo(TypedDict):
+    vocab_size: int
+    model_vocab_size: int
+    max_model_len: int
+    bos_token_id: int | None
+    eos_token_ids: list[int]
+    special_tokens: dict[str, int]
+    chat_template: str | None

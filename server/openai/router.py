@@ -10,6 +10,7 @@ from fastapi import APIRouter
 
 from quire.server.openai.chat import create_chat_completion
 from quire.server.openai.completions import create_completion
+from quire.server.openai.invocations import invoke
 from quire.server.openai.models import list_models, retrieve_model
 from quire.server.openai.replies import (
     ChatCompletion,
@@ -19,6 +20,7 @@ from quire.server.openai.replies import (
 )
 from quire.server.openai.request_model import RequestModel
 from quire.server.openai.schema import ChatCompletionRequest, CompletionRequest
+from quire.server.openai.tokenization import add_tokenization_routes
 
 _ERRORS = {
     400: "A field is wrong, or not supported.",
@@ -60,6 +62,23 @@ def build_router() -> APIRouter:
     return router
 
 
+def build_root_router() -> APIRouter:
+    """The routes that clients of vLLM and SageMaker expect outside /v1."""
+    router = APIRouter(tags=["tokens"])
+    add_tokenization_routes(
+        router, _body, {status: _error(status) for status in (400, 413, 415, *_MODEL_ERRORS)}
+    )
+    router.add_api_route(
+        "/invocations",
+        invoke,
+        methods=["POST"],
+        response_model=None,
+        responses=_responses(ChatCompletion | Completion, ChatCompletionChunk),
+        openapi_extra=_body(ChatCompletionRequest, CompletionRequest),
+    )
+    return router
+
+
 def _responses(whole: Any, chunk: Any) -> dict[int | str, dict[str, Any]]:
     stream = {"schema": {"type": "string", "description": f"events of {chunk.__name__}, [DONE]"}}
     return {
@@ -72,11 +91,14 @@ def _error(status: int) -> dict[str, Any]:
     return {"model": ErrorReply, "description": _ERRORS[status]}
 
 
-def _body(kind: type[RequestModel]) -> dict[str, Any]:
-    schema = kind.model_json_schema()
-    definitions = schema.pop("$defs", {})
-    schema = _inlined(schema, definitions)
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+def _body(*kinds: type[RequestModel]) -> dict[str, Any]:
+    schemas = []
+    for kind in kinds:
+        schema = kind.model_json_schema()
+        definitions = schema.pop("$defs", {})
+        schemas.append(_inlined(schema, definitions))
+    body = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}}
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:

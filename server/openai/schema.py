@@ -218,19 +218,24 @@ class Message(RequestModel):
         return "\n".join(part.text for part in self.content)
 
 
-class ChatCompletionRequest(GenerationRequest):
-    """The body of POST /v1/chat/completions."""
-
-    unsupported: ClassVar[Mapping[str, Harmless]] = known_fields.CHAT
+class Conversation(RequestModel):
+    """Messages and how the chat template makes a prompt of them."""
 
     messages: list[Message] = Field(min_length=1, max_length=LIMITS.messages, fail_fast=True)
-    max_completion_tokens: int | None = Field(None, ge=1, description="Wins over max_tokens.")
-    logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=LIMITS.logprobs)
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description="Variables of the model's chat template; others are refused."
     )
+
+
+class ChatCompletionRequest(Conversation, GenerationRequest):
+    """The body of POST /v1/chat/completions."""
+
+    unsupported: ClassVar[Mapping[str, Harmless]] = known_fields.CHAT
+
+    max_completion_tokens: int | None = Field(None, ge=1, description="Wins over max_tokens.")
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=LIMITS.logprobs)
 
     @property
     def token_limit(self) -> tuple[str, int | None]:
@@ -247,3 +252,28 @@ class ChatCompletionRequest(GenerationRequest):
         if self.top_logprobs is not None and not self.logprobs:
             raise refusal("top_logprobs", "needs logprobs to be true")
         return self
+
+
+class TokenizePromptRequest(RequestModel):
+    """The body of POST /tokenize for a text."""
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class TokenizeChatRequest(Conversation):
+    """The body of POST /tokenize for a conversation."""
+
+    unsupported: ClassVar[Mapping[str, Harmless]] = known_fields.TOKENIZE_CHAT
+
+    model: str | None = None
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(RequestModel):
+    """The body of POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[TokenId] = Field(max_length=LIMITS.detokenize_tokens, fail_fast=True)
