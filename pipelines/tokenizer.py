@@ -141,9 +141,14 @@ class TextTokenizer:
         chat_template_options: Mapping[str, Any] | None = None,
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        add_special_tokens: bool = False,
         max_tokens: int | None = None,
     ) -> list[int]:
         """Token ids of a conversation. Control tokens come from the template alone.
+
+        `continue_final_message` ends the prompt with the last message's content, so that the reply
+        goes on with it. `add_special_tokens` adds what `encode` adds.
 
         A control token spelled out in a message is cut after its first character by a mark that
         no message holds; the parts are tokenized one by one, so neither is the control token.
@@ -153,19 +158,36 @@ class TextTokenizer:
         """
         options = dict(chat_template_options or {})
         texts = list(_strings([*messages, options]))
-        mark = next((c for c in _NONCHARACTERS if not any(c in text for text in texts)), None)
-        if mark is None:
+        marks = [c for c in _NONCHARACTERS if not any(c in text for text in texts)]
+        if len(marks) < 2:
             raise ValueError("the messages hold every Unicode noncharacter")
+        mark, end = marks[:2]
+        guarded = [self._guard(message, mark) for message in messages]
+        if continue_final_message:
+            guarded[-1] = {**guarded[-1], "content": guarded[-1]["content"] + end}
         rendered = self.apply_chat_template(
-            [self._guard(message, mark) for message in messages],
+            guarded,
             self._guard(options, mark),
             add_generation_prompt=add_generation_prompt,
             max_tokens=max_tokens,
         )
+        if continue_final_message:
+            rendered, is_printed, _ = rendered.rpartition(end)
+            if not is_printed:
+                raise ValueError("the chat template does not print the last message")
         ids: list[int] = []
         for part in rendered.split(mark):
             ids += self.encode(part, add_special_tokens=False, max_tokens=max_tokens)
+        if add_special_tokens:
+            before, after = self._around_prompts()
+            return [*before, *ids, *after]
         return ids
+
+    def _around_prompts(self) -> tuple[list[int], list[int]]:
+        """The tokens that `encode` adds before and after a text."""
+        bare, full = self.encode("a", False), self.encode("a")
+        start = next(at for at in range(len(full)) if full[at : at + len(bare)] == bare)
+        return full[:start], full[start + len(bare) :]
 
     def decode(
         self, ids: Sequence[int], *, skip_special_tokens: bool = True, starts_fresh: bool = True

@@ -40,6 +40,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     stop: tuple[str, ...] = ()
     """Stop strings. Judged where text is made (API process, `LLM`), never by the worker."""
     stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    """The stop string, or the stop or end token where it has text, stays in the text."""
+    skip_special_tokens: bool = True
+    """Control tokens have no text."""
     seed: int = 0
     """Key of the counter-based noise, in [0, 2**63). Fixed at admission, so a resume repeats it."""
     logprobs: int | None = None

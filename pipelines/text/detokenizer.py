@@ -9,20 +9,27 @@ class Detokenizer:
     """Decodes a growing sequence of tokens.
 
     The pieces joined equal `tokenizer.decode` of all tokens, however they are fed. Special tokens
-    have no text. Bytes of an unfinished character are held back until the character is complete;
+    have no text unless `skip_special_tokens` is False. Bytes of an unfinished character are held back until the character is complete;
     bytes that cannot become UTF-8 are U+FFFD.
 
     `starts_fresh`: see `TextTokenizer.decode`.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, *, starts_fresh: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        *,
+        starts_fresh: bool = False,
+        skip_special_tokens: bool = True,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._silent = tokenizer.special_token_ids if skip_special_tokens else frozenset()
         self._strip_next = starts_fresh
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
         """The text that `token` completes."""
-        if token in self._tokenizer.special_token_ids:
+        if token in self._silent:
             return ""
         data = self._tokenizer.token_bytes(token)
         if self._strip_next:

@@ -7,11 +7,12 @@ class StopStrings:
     """Passes text on until a stop string is complete.
 
     The stop string that is complete first ends the text (of several ending at the same character,
-    the longest), and the text before it is what remains. Only the longest end of the text that
+    the longest), and the text before it is what remains; `include` keeps it too. Only the longest end of the text that
     could begin a stop string is held back. The outcome does not depend on where pieces are cut.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
+        self._include = include
         self._stops = tuple(dict.fromkeys(stops))
         self._first_characters = frozenset(stop[0] for stop in self._stops)
         self._longest = max(map(len, self._stops), default=0)
@@ -28,9 +29,9 @@ class StopStrings:
         text = self._held + text
         found = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            _, at, self.matched = min(found)
+            end, at, self.matched = min(found)
             self._held = ""
-            return text[:at]
+            return text[: end if self._include else at]
         certain = self._certain_length(text)
         self._held = text[certain:]
         return text[:certain]

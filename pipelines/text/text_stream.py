@@ -36,7 +36,8 @@ class TextDelta:
 class TextStream:
     """The text of one context.
 
-    Neither the end-of-sequence token nor a stop token nor the stop string is part of the text.
+    Neither the end-of-sequence token nor a stop token nor the stop string is part of the text,
+    unless the parameters ask for it.
     Stop strings are looked for in the text after the first `min_new_tokens` tokens.
 
     `starts_fresh`: the output is a text of its own (a chat reply), not the prompt's continuation.
@@ -45,8 +46,11 @@ class TextStream:
     def __init__(
         self, tokenizer: TextTokenizer, params: SamplingParams, *, starts_fresh: bool = False
     ) -> None:
-        self._detokenizer = Detokenizer(tokenizer, starts_fresh=starts_fresh)
-        self._stops = StopStrings(params.stop)
+        self._detokenizer = Detokenizer(
+            tokenizer, starts_fresh=starts_fresh, skip_special_tokens=params.skip_special_tokens
+        )
+        self._shows_end = params.include_stop_str_in_output
+        self._stops = StopStrings(params.stop, include=self._shows_end)
         self._min_new_tokens = params.min_new_tokens
         self._num_tokens = 0
         self._num_characters = 0
@@ -65,7 +69,8 @@ class TextStream:
         for index, token in enumerate(tokens):
             offsets.append(self._num_characters)
             self._num_tokens += 1
-            if _ends_silently(status) and index == len(tokens) - 1:
+            is_end = _ends_by_token(status) and index == len(tokens) - 1
+            if is_end and not self._shows_end:
                 break
             pieces.append(self._release(self._detokenizer.feed(token)))
             if self._stops.matched is not None:
@@ -97,5 +102,5 @@ class TextStream:
         return None, None
 
 
-def _ends_silently(status: TextGenerationStatus) -> bool:
+def _ends_by_token(status: TextGenerationStatus) -> bool:
     return status in (TextGenerationStatus.END_OF_SEQUENCE, TextGenerationStatus.STOP_TOKEN)

@@ -15,8 +15,10 @@ from quire.server.openai.schema import GenerationRequest
 from quire.server.openai.served import ServedModel
 
 
-async def tokenize(engine: Engine, param: str, work: Callable[[int], list[int]]) -> list[int]:
-    """The prompt's ids by `work(max_length)`, off the event loop.
+async def tokenize(
+    engine: Engine, param: str, work: Callable[[int | None], list[int]], *, is_cut: bool = False
+) -> list[int]:
+    """The prompt's ids by `work(max_length)`, off the event loop; any number if it `is_cut` later.
 
     Raises:
         ContextLengthExceeded: the text is too long to be tokenized at all.
@@ -24,7 +26,7 @@ async def tokenize(engine: Engine, param: str, work: Callable[[int], list[int]])
     """
     limit = engine.max_length
     try:
-        return await asyncio.to_thread(work, limit)
+        return await asyncio.to_thread(work, None if is_cut else limit)
     except TextTooLong as error:
         raise ContextLengthExceeded(
             f"This model's maximum context length is {limit} tokens, but '{param}' has {error}",
@@ -60,6 +62,7 @@ def build_contexts(
             raise InvalidRequest(f"'{param}' must not be empty", param=param, code="invalid_value")
         for token in (min(ids), max(ids)):
             check_token(token, served, param)
+        ids = _cut(ids, request, engine.max_length)
         limit = _output_limit(engine.max_length, len(ids), request, param)
         params = _sampling_params(request, default_max_tokens if limit is None else limit)
         _check_min_tokens(params, engine.max_length - len(ids))
@@ -78,6 +81,26 @@ def build_contexts(
             for choice in range(request.n)
         ]
     return contexts
+
+
+def shown_prompts(request: GenerationRequest, contexts: Sequence[TextContext]) -> list[list[int]]:
+    """The prompt's ids of each choice where the request asks for token ids, else nothing."""
+    if not request.return_token_ids:
+        return []
+    return [context.tokens.prompt.tolist() for context in contexts]
+
+
+def _cut(ids: Sequence[int], request: GenerationRequest, max_length: int) -> Sequence[int]:
+    """The part of a prompt that `truncate_prompt_tokens` keeps."""
+    kept = request.truncate_prompt_tokens
+    if kept is None:
+        return ids
+    if kept == -1:
+        _, limit = request.token_limit
+        kept = max(1, max_length - max(1, limit or request.min_tokens))
+    if kept >= len(ids):
+        return ids
+    return ids[:kept] if request.truncation_side == "right" else ids[len(ids) - kept :]
 
 
 def check_token(token: int, served: ServedModel, param: str) -> None:
@@ -137,6 +160,8 @@ def _sampling_params(request: GenerationRequest, max_new_tokens: int | None) -> 
         ignore_eos=request.ignore_eos,
         stop=tuple(request.stop),
         stop_token_ids=tuple(request.stop_token_ids),
+        include_stop_str_in_output=request.include_stop_str_in_output,
+        skip_special_tokens=request.skip_special_tokens,
         seed=seed,
         logprobs=request.num_logprobs,
     )

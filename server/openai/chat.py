@@ -8,11 +8,11 @@ from starlette.responses import Response
 
 from quire.server.engine import Engine
 from quire.server.errors import InvalidRequest
-from quire.server.openai.admission import build_contexts, tokenize
+from quire.server.openai.admission import build_contexts, shown_prompts, tokenize
 from quire.server.openai.body import read_request, warning_headers
 from quire.server.openai.generation import ChoiceDelta
 from quire.server.openai.logprobs import chat_logprobs
-from quire.server.openai.replies import ChatChoice, ChatChunkChoice, ChatLogprobs, Delta
+from quire.server.openai.replies import ChatChoice, ChatChunkChoice, ChatLogprobs, Delta, Usage
 from quire.server.openai.reply_format import ReplyFormat
 from quire.server.openai.respond import respond
 from quire.server.openai.schema import ChatCompletionRequest, Conversation, Message
@@ -26,29 +26,48 @@ class ChatFormat(ReplyFormat):
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
+    def whole(self, deltas: Sequence[Sequence[ChoiceDelta]], usage: Usage) -> dict[str, Any]:
+        return {**super().whole(deltas, usage), **self._prompt()}
+
+    def chunk(
+        self, choices: Sequence[Mapping[str, Any]], usage: Usage | None = None
+    ) -> dict[str, Any]:
+        chunk = super().chunk(choices, usage)
+        is_opening = bool(choices) and "role" in choices[0]["delta"]
+        return {**chunk, **self._prompt()} if is_opening else chunk
+
     def whole_choice(self, output: ChoiceDelta) -> ChatChoice:
-        return {
+        choice: ChatChoice = {
             "index": output.index,
             "message": {"role": "assistant", "content": output.text, "refusal": None},
             "logprobs": self._logprobs(output),
             "finish_reason": output.finish_reason,
             "stop_reason": output.stop_reason,
         }
+        if self.shows_token_ids:
+            choice["token_ids"] = output.tokens
+        return choice
 
     def opening(self, index: int) -> list[Mapping[str, Any]]:
         return [_chunk_choice(index, {"role": "assistant", "content": ""}, None)]
 
     def pieces(self, delta: ChoiceDelta) -> list[Mapping[str, Any]]:
         pieces: list[Mapping[str, Any]] = []
-        if delta.text or delta.logprobs:
+        if delta.text or delta.logprobs or self.shows_token_ids:
             content: Delta = {"content": delta.text} if delta.text else {}
-            pieces.append(_chunk_choice(delta.index, content, self._logprobs(delta)))
+            choice = _chunk_choice(delta.index, content, self._logprobs(delta))
+            if self.shows_token_ids:
+                choice["token_ids"] = delta.tokens
+            pieces.append(choice)
         if delta.finish_reason is not None:
             end = _chunk_choice(delta.index, {}, None)
             end["finish_reason"] = delta.finish_reason
             end["stop_reason"] = delta.stop_reason
             pieces.append(end)
         return pieces
+
+    def _prompt(self) -> dict[str, list[int]]:
+        return {"prompt_token_ids": self.prompt_ids[0]} if self.prompt_ids else {}
 
     def _logprobs(self, delta: ChoiceDelta) -> ChatLogprobs | None:
         if not delta.logprobs:
@@ -67,7 +86,8 @@ async def create_chat_completion(http: Request) -> Response:
     served: ServedModel = http.app.state.served
     request = await read_request(http, ChatCompletionRequest)
     model = served.resolve(request.model)
-    ids = await conversation_ids(engine, served, request)
+    is_cut = request.truncate_prompt_tokens is not None
+    ids = await conversation_ids(engine, served, request, is_cut=is_cut)
     contexts = build_contexts(
         engine, served, request, [ids], param="messages", default_max_tokens=None
     )
@@ -75,14 +95,16 @@ async def create_chat_completion(http: Request) -> Response:
         http,
         request,
         contexts,
-        ChatFormat(served, model),
+        ChatFormat(served, model, shown_prompts(request, contexts)),
         starts_fresh=True,
         headers=warning_headers(request),
     )
 
 
-async def conversation_ids(engine: Engine, served: ServedModel, request: Conversation) -> list[int]:
-    """The prompt's ids.
+async def conversation_ids(
+    engine: Engine, served: ServedModel, request: Conversation, *, is_cut: bool = False
+) -> list[int]:
+    """The prompt's ids, of any length if it `is_cut` later.
 
     Raises:
         InvalidRequest: no chat template, one without such an option, or it refused the messages.
@@ -106,9 +128,12 @@ async def conversation_ids(engine: Engine, served: ServedModel, request: Convers
         lambda max_length: served.tokenizer.encode_chat(
             messages,
             request.chat_template_kwargs,
-            add_generation_prompt=request.add_generation_prompt,
+            add_generation_prompt=request.asks_for_reply,
+            continue_final_message=request.continue_final_message,
+            add_special_tokens=request.add_special_tokens,
             max_tokens=max_length,
         ),
+        is_cut=is_cut,
     )
 
 

@@ -50,13 +50,9 @@ SAMPLING: Mapping[str, Harmless] = {
     "logprob_token_ids": NEVER,
     "token_ids_logprob": NEVER,
     "prompt_logprobs": NEVER,
-    "include_stop_str_in_output": OFF,
     "no_stop_trim": OFF,
     "stop_regex": NEVER,
-    "skip_special_tokens": ON,
     "spaces_between_special_tokens": Harmless((True, False)),
-    "truncate_prompt_tokens": NEVER,
-    "truncation_side": NEVER,
     "repetition_detection": NEVER,
     "watermark": OFF,
     "repeat_penalty": Harmless((1, 1.0), "use repetition_penalty"),
@@ -97,7 +93,6 @@ CONSTRAINTS: Mapping[str, Harmless] = {
 ENGINE: Mapping[str, Harmless] = {
     "prompt_embeds": NEVER,
     "input_embeds": NEVER,
-    "return_token_ids": OFF,
     "return_tokens_as_token_ids": OFF,
     "return_hidden_states": OFF,
     "kv_transfer_params": NEVER,
@@ -136,8 +131,6 @@ CHAT: Mapping[str, Harmless] = {
     "separate_reasoning": ON,
     "thinking_token_budget": NEVER,
     "echo": OFF,
-    "add_special_tokens": OFF,
-    "continue_final_message": OFF,
     "chat_template": Harmless(hint="the model's own is used"),
     "documents": EMPTY,
     "mm_processor_kwargs": EMPTY,
@@ -147,9 +140,7 @@ CHAT: Mapping[str, Harmless] = {
 TOKENIZE_CHAT: Mapping[str, Harmless] = {
     name: CHAT[name]
     for name in (
-        "add_special_tokens",
         "chat_template",
-        "continue_final_message",
         "documents",
         "media_io_kwargs",
         "mm_processor_kwargs",

@@ -12,15 +12,21 @@ from quire.server.openai.served import ServedModel
 
 
 class ReplyFormat(ABC):
-    """Builds one request's reply or its chunks; all of them share id, time, model, fingerprint."""
+    """Builds one request's reply or its chunks; all of them share id, time, model, fingerprint.
+
+    `prompt_ids`: of each choice, when the request asks for token ids, else empty.
+    """
 
     id_prefix: str
     whole_object: str
     chunk_object: str
 
-    def __init__(self, served: ServedModel, model: str) -> None:
+    def __init__(
+        self, served: ServedModel, model: str, prompt_ids: Sequence[list[int]] = ()
+    ) -> None:
         self.tokenizer = served.tokenizer
         self.model = model
+        self.prompt_ids = prompt_ids
         self._head: dict[str, Any] = {
             "id": f"{self.id_prefix}-{uuid.uuid4().hex}",
             "object": self.whole_object,
@@ -54,6 +60,10 @@ class ReplyFormat(ABC):
     @abstractmethod
     def pieces(self, delta: ChoiceDelta) -> list[Mapping[str, Any]]:
         """What a delta adds to a stream; nothing if it has neither text nor an end."""
+
+    @property
+    def shows_token_ids(self) -> bool:
+        return bool(self.prompt_ids)
 
 
 def joined(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:

@@ -114,7 +114,16 @@ class GenerationRequest(RequestModel):
         Field([], max_length=LIMITS.stop_strings)
     )
     stop_token_ids: list[TokenId] = Field([], max_length=LIMITS.stop_token_ids)
+    include_stop_str_in_output: bool = False
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = Field(
+        None, description="Keep this many tokens of the prompt; -1: as many as fit."
+    )
+    truncation_side: Literal["left", "right"] = Field(
+        "left", description="The side of the prompt that truncate_prompt_tokens cuts."
+    )
+    return_token_ids: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
     priority: int = Field(
@@ -131,6 +140,13 @@ class GenerationRequest(RequestModel):
     @abstractmethod
     def num_logprobs(self) -> int | None:
         """Most likely tokens to report per token; None reports nothing."""
+
+    @field_validator("truncate_prompt_tokens")
+    @classmethod
+    def _keeps_something(cls, value: int | None) -> int | None:
+        if value is not None and value != -1 and value < 1:
+            raise refusal("", f"must be -1 or at least 1, not {value}")
+        return value
 
     @field_validator("cache_salt")
     @classmethod
@@ -223,9 +239,25 @@ class Conversation(RequestModel):
 
     messages: list[Message] = Field(min_length=1, max_length=LIMITS.messages, fail_fast=True)
     add_generation_prompt: bool = True
+    continue_final_message: bool = Field(
+        False, description="The last message is not ended; the reply goes on with it."
+    )
+    add_special_tokens: bool = Field(False, description="Besides those of the chat template.")
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description="Variables of the model's chat template; others are refused."
     )
+
+    @property
+    def asks_for_reply(self) -> bool:
+        """Whether the prompt ends with the opening of the assistant's next message."""
+        return self.add_generation_prompt and not self.continue_final_message
+
+    @model_validator(mode="after")
+    def _ending_agrees(self) -> Self:
+        is_given = "add_generation_prompt" in self.model_fields_set
+        if self.continue_final_message and self.add_generation_prompt and is_given:
+            raise refusal("continue_final_message", "needs add_generation_prompt to be false")
+        return self
 
 
 class ChatCompletionRequest(Conversation, GenerationRequest):

@@ -109,7 +109,10 @@ COMPLETIONS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"response_format": {"type": "json_object"}}, "response_format", UNSUPPORTED),
     ({"use_beam_search": True}, "use_beam_search", UNSUPPORTED),
     ({"bad_words": ["a"]}, "bad_words", UNSUPPORTED),
-    ({"skip_special_tokens": False}, "skip_special_tokens", UNSUPPORTED),
+    ({"skip_special_tokens": 0}, "skip_special_tokens", INVALID),
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", INVALID),
+    ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", INVALID),
+    ({"truncation_side": "middle"}, "truncation_side", INVALID),
     ({"service_tier": "flex"}, "service_tier", UNSUPPORTED),
     ({"repeat_penalty": 1.1}, "repeat_penalty", UNSUPPORTED),
 ]
@@ -185,7 +188,11 @@ CHATS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"prediction": {"type": "content"}}, "prediction", UNSUPPORTED),
     ({"web_search_options": {}}, "web_search_options", UNSUPPORTED),
     ({"reasoning_effort": "high"}, "reasoning_effort", UNSUPPORTED),
-    ({"continue_final_message": True}, "continue_final_message", UNSUPPORTED),
+    (
+        {"continue_final_message": True, "add_generation_prompt": True},
+        "continue_final_message",
+        INVALID,
+    ),
     ({"response_format": {"type": "json_schema"}}, "response_format", UNSUPPORTED),
 ]
 

@@ -251,3 +251,55 @@ def test_openapi_documents_requests_and_replies(app: Any) -> None:
     assert "$ref" not in str(schema)
     assert {"400", "429", "503"} <= operation["responses"].keys()
     assert "ChatCompletion" in document["components"]["schemas"]
+
+
+def prompt_of(live: Any) -> list[int]:
+    ids: list[int] = live.engine.streams[-1].context.tokens.prompt.tolist()
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"truncate_prompt_tokens": 3}, [7, 8, 9]),
+        ({"truncate_prompt_tokens": 3, "truncation_side": "right"}, [5, 6, 7]),
+        ({"truncate_prompt_tokens": 5}, [5, 6, 7, 8, 9]),
+        ({"truncate_prompt_tokens": 99}, [5, 6, 7, 8, 9]),
+        ({"truncate_prompt_tokens": -1}, [5, 6, 7, 8, 9]),
+    ],
+)
+def test_a_prompt_is_cut_where_asked(
+    live: Any, http: httpx2.Client, fields: dict[str, Any], expected: list[int]
+) -> None:
+    complete(http, prompt=[5, 6, 7, 8, 9], **fields)
+
+    assert prompt_of(live) == expected
+
+
+def test_a_prompt_beyond_the_context_fits_after_cutting(live: Any, http: httpx2.Client) -> None:
+    text = "Hello world " * 2000
+    complete(http, prompt=text, truncate_prompt_tokens=-1, max_tokens=6)
+    assert len(prompt_of(live)) == live.engine.max_length - 6
+    assert prompt_of(live) == live.tokenizer.encode(text)[-250:]
+
+    reply = complete(http, prompt=text, truncate_prompt_tokens=2, echo=True).json()
+    assert reply["choices"][0]["text"].startswith(live.tokenizer.decode(prompt_of(live)))
+
+    chat(http, messages=[{"role": "user", "content": text}], truncate_prompt_tokens=9)
+    assert len(prompt_of(live)) == 9
+
+
+def test_the_final_message_is_continued(live: Any, http: httpx2.Client) -> None:
+    messages = [
+        {"role": "user", "content": "Hi <|im_end|>"},
+        {"role": "assistant", "content": "Hello <|im_start|> wor"},
+    ]
+    chat(http, messages=messages, continue_final_message=True)
+    continued = prompt_of(live)
+    chat(http, messages=messages, continue_final_message=True, add_special_tokens=True)
+
+    assert prompt_of(live) == [0, *continued]
+    spelled = live.tokenizer.decode(continued, skip_special_tokens=False)
+    assert spelled.endswith("<|im_start|>assistant\nHello <|im_start|> wor")
+    # Spelled out by a user, the control token is text: only the template's own are control tokens.
+    assert [token for token in continued if token in (1, 2)] == [1, 2, 1]

@@ -1,5 +1,6 @@
 """A stream and a whole reply say the same, in the form that clients rely on."""
 
+import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -70,6 +71,20 @@ def text_of(choice: dict[str, Any]) -> str:
         ({"stop": "lazy dog"}, "naïve 🙂 日本語, the ", "stop", "lazy dog"),
         ({"stop": ["zzz", "🙂"]}, "naïve ", "stop", "🙂"),
         ({"stop": "n"}, "", "stop", "n"),
+        (
+            {"stop": "lazy dog", "include_stop_str_in_output": True},
+            "naïve 🙂 日本語, the lazy dog",
+            "stop",
+            "lazy dog",
+        ),
+        ({"include_stop_str_in_output": True}, TEXT, "stop", None),
+        (
+            {"include_stop_str_in_output": True, "skip_special_tokens": False},
+            f"{TEXT}<|im_end|>",
+            "stop",
+            None,
+        ),
+        ({"skip_special_tokens": False}, TEXT, "stop", None),
         ({"stop": "world!!"}, TEXT, "stop", None),
         ({"stop_token_ids": [300], "stop": []}, TEXT, "stop", None),
     ],
@@ -338,3 +353,34 @@ def test_sdk_reads_whole_replies_and_completions(live: Any, sdk: openai.OpenAI) 
     assert chat.usage is not None and chat.usage.completion_tokens == 3
     assert "".join(pieces) == "Hello world, how are you today?"
     assert chat._request_id is not None
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+@pytest.mark.parametrize("chunk_size", [1, 3, 100])
+def test_token_ids_are_those_of_the_engine(
+    live: Any, http: httpx2.Client, endpoint: str, chunk_size: int
+) -> None:
+    """Prompt and output, whole and streamed; the end token is among them."""
+    said = live.says(TEXT)
+    live.engine.chunk_size = chunk_size
+    plain = body_for(endpoint)
+    body = plain | {"return_token_ids": True, "n": 2}
+
+    whole = http.post(f"/v1/{endpoint}", json=body).json()
+    chunks = events(http.post(f"/v1/{endpoint}", json={**body, "stream": True}))
+
+    prompt = live.engine.streams[0].context.tokens.prompt.tolist()
+    for choice in whole["choices"]:
+        assert choice["token_ids"] == said
+    for index in range(2):
+        streamed = [c.get("token_ids", []) for c in choices(chunks) if c["index"] == index]
+        assert list(itertools.chain(*streamed)) == said
+    holders = (
+        [whole, chunks[0]]
+        if endpoint == "chat/completions"
+        else [whole["choices"][1], chunks[0]["choices"][0], chunks[1]["choices"][0]]
+    )
+    for holder in holders:
+        assert holder["prompt_token_ids"] == prompt
+    silent = http.post(f"/v1/{endpoint}", json=plain).text
+    assert "token_ids" not in silent
