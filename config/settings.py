@@ -96,6 +96,10 @@ class ServeSettings(ModelSettings):
     served_model_name: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Names clients may use as model; default: the model's own."
     )
+    generation_config: Literal["auto", "none"] = Field(
+        "auto",
+        description="Sampling defaults: the model's generation_config.json, or none: OpenAI's.",
+    )
     host: str = Field("127.0.0.1", description="Address to bind.")
     port: int = Field(8000, ge=0, le=65535, description="Port to bind; 0 picks a free one.")
     api_key_file: Path | None = Field(

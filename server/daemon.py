@@ -105,9 +105,16 @@ class Daemon:
             self._lifecycle.on_progress("resolving the model", 0.0)
             settings = self._settings
             folder = await _in_thread(lambda: resolve_model(settings.model, settings.revision))
-            app.state.served = await _in_thread(
-                lambda: ServedModel.from_folder(folder, self._names)
+            app.state.served = served = await _in_thread(
+                lambda: ServedModel.from_folder(
+                    folder,
+                    self._names,
+                    use_generation_config=settings.generation_config == "auto",
+                )
             )
+            if served.sampling_defaults:
+                defaults = " ".join(f"{k}={v:g}" for k, v in served.sampling_defaults.items())
+                logger.info("sampling defaults of the model: %s", defaults)
             self._supervisor = Supervisor(
                 settings, folder, self._client, self._lifecycle, self._metrics
             )

@@ -51,6 +51,11 @@ class ConfigFile:
         """Whether the file says null, rather than nothing, for `key`."""
         return key in self._values and self._values[key] is None
 
+    def is_zero(self, key: str) -> bool:
+        """Whether the file has the number 0 for `key`."""
+        value = self._values.get(key)
+        return _is_number(value) and value == 0
+
     def wrong(self, key: str, expected: str) -> ModelError:
         """The error that says `key` is not what was expected; for the caller to raise."""
         found = "nothing"

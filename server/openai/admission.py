@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +65,7 @@ def build_contexts(
             check_token(token, served, param)
         ids = _cut(ids, request, engine.max_length)
         limit = _output_limit(engine.max_length, len(ids), request, param)
-        params = _sampling_params(request, default_max_tokens if limit is None else limit)
+        params = _sampling_params(served, request, default_max_tokens if limit is None else limit)
         _check_min_tokens(params, engine.max_length - len(ids))
         prompt = np.asarray(ids, dtype=np.int32)
         contexts += [
@@ -144,17 +145,23 @@ def _check_min_tokens(params: SamplingParams, room: int) -> None:
         )
 
 
-def _sampling_params(request: GenerationRequest, max_new_tokens: int | None) -> SamplingParams:
-    given = request.seed
-    seed = secrets.randbits(63) if given in (None, -1) else given & MAX_SEED
+def _sampling_params(
+    served: ServedModel, request: GenerationRequest, max_new_tokens: int | None
+) -> SamplingParams:
+    def chosen(name: str) -> Any:
+        given = getattr(request, name)
+        is_given = name in request.model_fields_set
+        return given if is_given else served.sampling_defaults.get(name, given)
+
+    seed = secrets.randbits(63) if request.seed in (None, -1) else request.seed & MAX_SEED
     return SamplingParams(
-        top_k=request.top_k or -1,
-        top_p=request.top_p,
-        min_p=request.min_p,
-        temperature=request.temperature,
+        top_k=int(chosen("top_k")) or -1,
+        top_p=chosen("top_p"),
+        min_p=chosen("min_p"),
+        temperature=chosen("temperature"),
         frequency_penalty=request.frequency_penalty,
         presence_penalty=request.presence_penalty,
-        repetition_penalty=request.repetition_penalty,
+        repetition_penalty=chosen("repetition_penalty"),
         max_new_tokens=max_new_tokens,
         min_new_tokens=request.min_tokens,
         ignore_eos=request.ignore_eos,

@@ -3,10 +3,11 @@
 import hashlib
 import importlib.metadata
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from quire.pipelines.architectures.sampling_defaults import load_sampling_defaults
 from quire.pipelines.architectures.spec import load_model_spec
 from quire.pipelines.tokenizer import TextTokenizer
 from quire.server.errors import ModelNotFound
@@ -17,6 +18,7 @@ class ServedModel:
     """The names clients may use, and what turns their text into tokens and back.
 
     `vocab_size` is the width of the logits: every token id is below it.
+    `sampling_defaults` hold for the request fields that a client leaves out.
     `system_fingerprint` changes with the model's configuration and with Quire's version.
     """
 
@@ -25,11 +27,16 @@ class ServedModel:
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     system_fingerprint: str
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def from_folder(cls, folder: Path, names: Sequence[str]) -> "ServedModel":
+    def from_folder(
+        cls, folder: Path, names: Sequence[str], *, use_generation_config: bool = True
+    ) -> "ServedModel":
         """Read the tokenizer and the configuration of a model folder.
+
+        Without `use_generation_config` the defaults are OpenAI's, whatever the model recommends.
 
         Raises:
             ModelError: a file is missing or wrong.
@@ -44,6 +51,7 @@ class ServedModel:
             vocab_size=spec.vocab_size,
             eos_token_ids=spec.end_token_ids(tokenizer.eos_token_id),
             system_fingerprint=f"fp_{digest.hexdigest()[:10]}",
+            sampling_defaults=load_sampling_defaults(folder) if use_generation_config else {},
         )
 
     def resolve(self, model: str | None) -> str:

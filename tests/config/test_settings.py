@@ -10,7 +10,7 @@ from quire.config.settings import ModelSettings, ServeSettings, load
 SERVE_OPTIONS = """
     model revision dtype device threads max_length max_batch_size max_batch_input_tokens page_size
     kv_cache_pages kv_cache_memory device_memory_utilization enable_prefix_caching exact
-    served_model_name host port api_key_file insecure max_queue_size max_request_bytes log_format
+    served_model_name generation_config host port api_key_file insecure max_queue_size max_request_bytes log_format
     log_level shutdown_timeout worker_timeout stream_heartbeat
 """
 

@@ -1,5 +1,6 @@
 """What a good request becomes: contexts, parameters, warnings; and the models routes."""
 
+import dataclasses
 from typing import Any
 
 import httpx2
@@ -303,3 +304,21 @@ def test_the_final_message_is_continued(live: Any, http: httpx2.Client) -> None:
     assert spelled.endswith("<|im_start|>assistant\nHello <|im_start|> wor")
     # Spelled out by a user, the control token is text: only the template's own are control tokens.
     assert [token for token in continued if token in (1, 2)] == [1, 2, 1]
+
+
+def test_the_models_sampling_defaults_hold_where_a_client_says_nothing(
+    live: Any, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recommended = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.05}
+    served = dataclasses.replace(live.app.state.served, sampling_defaults=recommended)
+    monkeypatch.setattr(live.app.state, "served", served)
+
+    complete(http)
+    chat(http, temperature=1.0, top_p=None, top_k=-1, repetition_penalty=1)
+
+    left_out, given = (stream.context.params for stream in live.engine.streams)
+    for name, value in recommended.items():
+        assert getattr(left_out, name) == value
+    assert left_out.min_p == 0.0
+    assert (given.temperature, given.top_p, given.top_k) == (1.0, 0.9, -1)
+    assert given.repetition_penalty == 1.0
