@@ -21,6 +21,8 @@ class RequestLimits:
     """Token ids in one detokenize request."""
     logprobs: int = 20
     """Most likely tokens reported per token."""
+    logprob_cells: int = 1_000_000
+    """Prompt tokens times the log-probabilities reported for each, in one request."""
     json_depth: int = 64
     """Nesting of objects and arrays in a body."""
     request_id_chars: int = 128

@@ -37,6 +37,8 @@ class TokenStream(Protocol):
     times: StreamTimes
     cached_tokens: int
     """Prompt tokens served from the prefix cache; valid from the first chunk on."""
+    prompt_logprobs: list[LogProbabilities]
+    """Of the prompt's tokens after the first, when asked; whole from the first chunk on."""
 
     def __aiter__(self) -> AsyncIterator[TokenChunk]:
         """Raises GenerationFailed or EngineUnavailable when the context cannot be finished."""

@@ -142,6 +142,7 @@ class EngineClient:
         now = time.monotonic()
         self.last_progress = now
         self._metrics.on_step(output)
+        self._add_prompts(output)
         ids = _ints(output, "request_ids")
         bases, tokens = _ints(output, "base_index"), _ints(output, "tokens")
         statuses, cached = _ints(output, "statuses"), _ints(output, "cached_tokens")
@@ -166,6 +167,16 @@ class EngineClient:
             self._observe_token(stream, now)
             if status.is_done:
                 self._end(stream, None)
+
+    def _add_prompts(self, output: StepOutput) -> None:
+        for prompt in output.prompt_logprobs:
+            stream = self._live.get(prompt.request_id)
+            if stream is None:
+                continue
+            try:
+                stream.add_prompt(prompt.start, prompt.entries)
+            except ValueError as error:
+                raise ProtocolError(f"request {prompt.request_id}: {error}") from None
 
     def begin_drain(self) -> None:
         """Refuse new requests; the live ones go on."""

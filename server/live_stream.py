@@ -20,6 +20,7 @@ class LiveStream:
     def __init__(self, context: TextContext, on_close: Callable[["LiveStream"], None]) -> None:
         self.context = context
         self.cached_tokens = 0
+        self.prompt_logprobs: list[LogProbabilities] = []
         self.times = StreamTimes(time.monotonic())
         self.resumes = 0
         """How often a worker died under this context."""
@@ -51,6 +52,17 @@ class LiveStream:
         if logprobs is not None:
             self._logprobs.append(logprobs)
         self._changed.set()
+
+    def add_prompt(self, start: int, entries: list[LogProbabilities]) -> None:
+        """Append those of prompt positions from `start` on; what is known already is left out.
+
+        Raises:
+            ValueError: a gap.
+        """
+        known = len(self.prompt_logprobs) + 1
+        if start > known:
+            raise ValueError(f"prompt position {start} after {known - 1} known ones")
+        self.prompt_logprobs += entries[known - start :]
 
     def fail(self, error: ApiError) -> None:
         """End the stream with an error; what was committed before is still read first."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quire.pipelines.core.context import ContextWire
-from quire.pipelines.core.logprobs import LogProbabilities
+from quire.pipelines.core.logprobs import LogProbabilities, PromptLogProbabilities
 
 
 class Submit(msgspec.Struct, tag="submit", array_like=True, frozen=True):
@@ -106,6 +106,8 @@ class StepOutput(msgspec.Struct, tag="step", array_like=True, frozen=True):
     input_tokens: int
     """Tokens the step ran, prefill and decode together; 0 for a frame without a step."""
     stats: EngineStats
+    prompt_logprobs: list[PromptLogProbabilities] = []
+    """In order of positions; after a preemption or a resume they come again."""
 
     def array(self, name: str) -> NDArray[np.generic]:
         """One of the raw arrays as numpy."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quire.pipelines.core.context import TextContext
-from quire.pipelines.core.logprobs import LogProbabilities
+from quire.pipelines.core.logprobs import LogProbabilities, PromptLogProbabilities
 
 
 # A struct, since one is made per row and step: a frozen dataclass takes nine times as long.
@@ -49,6 +49,8 @@ class StepResult:
     """Empty when no row asked, else [S]."""
     errors: dict[int, str] = field(default_factory=dict)
     """By index into `tokens`: rows that failed alone."""
+    prompt_logprobs: list[PromptLogProbabilities] = field(default_factory=list)
+    """Of the rows that ran prompt tokens of a context that asked."""
 
 
 class ModelRunner(Protocol):

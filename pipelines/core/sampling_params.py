@@ -48,6 +48,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Key of the counter-based noise, in [0, 2**63). Fixed at admission, so a resume repeats it."""
     logprobs: int | None = None
     """None: no log-probabilities; n: the sampled token's and the n most likely tokens'."""
+    prompt_logprobs: int | None = None
+    """As `logprobs`, for the tokens of the prompt after the first; such a context reuses no KV."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -71,8 +73,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
         if self.min_new_tokens < 0:
             raise ValueError(f"min_new_tokens must be at least 0, not {self.min_new_tokens}")
-        if self.logprobs is not None and self.logprobs < 0:
-            raise ValueError(f"logprobs must be at least 0, not {self.logprobs}")
+        for name in ("logprobs", "prompt_logprobs"):
+            count = getattr(self, name)
+            if count is not None and count < 0:
+                raise ValueError(f"{name} must be at least 0, not {count}")
         if not all(self.stop):
             raise ValueError(f"stop must be strings that are not empty, not {self.stop}")
         if not 0 <= self.seed <= MAX_SEED:

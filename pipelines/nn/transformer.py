@@ -75,7 +75,10 @@ class Transformer:
         if logit_rows_S.numel() == 0:
             self._blocks(tokens_T, batch, caches)
             return self.cos_sin.new_empty((0, self.lm_head.out_dim))
-        hidden_SC = self.hidden_states(tokens_T, batch, caches, logit_rows_S)
+        return self.head(self.hidden_states(tokens_T, batch, caches, logit_rows_S))
+
+    def head(self, hidden_SC: torch.Tensor) -> torch.Tensor:
+        """The logits of what `hidden_states` gave, fp32 [S, V]."""
         return self.lm_head(hidden_SC).float()
 
     @torch.inference_mode()

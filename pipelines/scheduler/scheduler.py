@@ -106,7 +106,9 @@ class Scheduler:
         num_sampled = sum(row.samples for row in plan.rows)
         if num_sampled != len(tokens):
             raise ValueError(f"{num_sampled} rows sample, the result has {len(tokens)} tokens")
-        output = StepRows()
+        output = StepRows(
+            prompt_logprobs=[p for p in result.prompt_logprobs if p.request_id in self._running]
+        )
         index = 0
         for row in plan.rows:
             context = row.context
@@ -250,7 +252,9 @@ class Scheduler:
             return None
         entry = self._waiting.first()
         tokens = entry.context.tokens
-        hits = self._cache.match(entry.chain, tokens.all)
+        # Cached pages say nothing of the logits that go with them.
+        runs_whole = entry.context.params.prompt_logprobs is not None
+        hits = [] if runs_whole else self._cache.match(entry.chain, tokens.all)
         if not self._chunk(len(tokens) - len(hits) * self.config.page_size, budget):
             return None
         num_new_pages = self._pages_for(len(tokens)) - len(hits)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from quire.pipelines.core.context import TextContext
-from quire.pipelines.core.logprobs import LogProbabilities
+from quire.pipelines.core.logprobs import LogProbabilities, PromptLogProbabilities
 from quire.pipelines.core.status import TextGenerationStatus
 
 NO_TOKEN = -1
@@ -21,6 +21,7 @@ class StepRows:
     queue_seconds: list[float] = field(default_factory=list)
     logprobs: dict[int, LogProbabilities] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
+    prompt_logprobs: list[PromptLogProbabilities] = field(default_factory=list)
 
     def append(self, context: TextContext, token: int, queue_seconds: float) -> None:
         """Add `context`, which `token` was just appended to."""

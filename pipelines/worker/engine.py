@@ -99,4 +99,5 @@ class Engine:
             errors=rows.errors,
             input_tokens=input_tokens,
             stats=stats,
+            prompt_logprobs=rows.prompt_logprobs,
         )

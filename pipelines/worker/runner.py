@@ -1,15 +1,23 @@
 """Runs step plans with torch on one device."""
 
+import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 
+from quire.pipelines.core.logprobs import PromptLogProbabilities
 from quire.pipelines.core.plan import StepPlan, StepResult
 from quire.pipelines.kv_cache.storage import KVCacheStorage
 from quire.pipelines.nn.transformer import Transformer
 from quire.pipelines.worker.batch import StepInputs, build_inputs
+from quire.pipelines.worker.prompt_logprobs import (
+    PromptSegment,
+    prompt_log_probabilities,
+    prompt_segments,
+    segment_rows,
+)
 from quire.pipelines.worker.sampler import sample_rows
 
 
@@ -31,10 +39,27 @@ class TorchModelRunner:
 
         A row whose logits hold NaN or infinity fails alone: token -1 and an entry in `errors`.
         """
-        logits = self.logits(build_inputs(plan, self._storage.params.page_size, self._device))
+        inputs = build_inputs(plan, self._storage.params.page_size, self._device)
+        segments = prompt_segments(plan)
+        logits, prompt_logprobs = (
+            self._with_prompts(inputs, segments) if segments else (self.logits(inputs), [])
+        )
         rows = [row for row in plan.rows if row.samples]
         with self._on_device():
-            return sample_rows(logits, rows) if rows else StepResult(np.empty(0, dtype=np.int32))
+            result = sample_rows(logits, rows) if rows else StepResult(np.empty(0, dtype=np.int32))
+        return dataclasses.replace(result, prompt_logprobs=prompt_logprobs) if segments else result
+
+    def _with_prompts(
+        self, inputs: StepInputs, segments: list[PromptSegment]
+    ) -> tuple[torch.Tensor, list[PromptLogProbabilities]]:
+        """As `logits`, and the log-probabilities of the prompts in `segments`."""
+        model, wanted = self._model, segment_rows(segments).to(self._device)
+        rows = torch.cat([inputs.logit_rows, wanted])
+        with self._on_device():
+            hidden = model.hidden_states(inputs.tokens, inputs.batch, self._storage.layers, rows)
+            sampling, prompts = hidden.split([len(inputs.logit_rows), len(wanted)])
+            found = prompt_log_probabilities(segments, prompts, model.head)
+            return model.head(sampling), found
 
     @torch.inference_mode()
     def logits(self, inputs: StepInputs) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 from quire.kernels.sampling import (
     PenaltyRow,
     SamplingInputs,
-    apply_penalties_to_logits,
+    apply_penalty_rows,
     find_invalid_rows,
     mask_tokens,
     sample_tokens,
@@ -32,7 +32,7 @@ def sample_rows(logits_SV: torch.Tensor, rows: Sequence[PlanRow]) -> StepResult:
     ]
     raw_WV = logits_SV[wanted] if wanted else None
     invalid_S = find_invalid_rows(logits_SV)
-    apply_penalties_to_logits(logits_SV, _penalties(contexts))
+    apply_penalty_rows(logits_SV, _penalties(contexts))
     for index, context in enumerate(contexts):
         if banned := _banned_tokens(context, logits_SV.shape[1]):
             mask_tokens(logits_SV, index, banned)
@@ -45,7 +45,7 @@ def sample_rows(logits_SV: torch.Tensor, rows: Sequence[PlanRow]) -> StepResult:
         valid = [place for place, index in enumerate(wanted) if not invalid[index]]
         asking = [wanted[place] for place in valid]
         counts = [min(contexts[i].params.logprobs or 0, logits_SV.shape[1]) for i in asking]
-        found = _log_probabilities(raw_WV[valid], tokens_S[asking], counts)
+        found = log_probabilities(raw_WV[valid], tokens_S[asking], counts)
         for index, entry in zip(asking, found, strict=True):
             logprobs[index] = entry
     return StepResult(
@@ -93,9 +93,10 @@ def _sampling_inputs(rows: Sequence[PlanRow]) -> SamplingInputs:
     )
 
 
-def _log_probabilities(
+def log_probabilities(
     raw_RV: torch.Tensor, tokens_R: torch.Tensor, counts: Sequence[int]
 ) -> list[LogProbabilities]:
+    """Of token `tokens_R` [R] and of the most likely ones, `counts` of them, in each row."""
     top = top_log_probabilities(raw_RV, tokens_R, counts)
     result = []
     for row, count in enumerate(counts):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from quire.config.limits import LIMITS
 from quire.pipelines.chat_template import TextTooLong
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.sampling_params import MAX_SEED, SamplingParams
@@ -57,6 +58,7 @@ def build_contexts(
     """
     for token in request.stop_token_ids:
         check_token(token, served, "stop_token_ids")
+    _check_logprob_cells(request, prompts)
     contexts: list[TextContext] = []
     for ids in prompts:
         if not ids:
@@ -65,7 +67,9 @@ def build_contexts(
             check_token(token, served, param)
         ids = _cut(ids, request, engine.max_length)
         limit = _output_limit(engine.max_length, len(ids), request, param)
-        params = _sampling_params(served, request, default_max_tokens if limit is None else limit)
+        # A prompt that is only to be told still samples the one token that ends the context.
+        most = default_max_tokens if limit is None else max(1, limit)
+        params = _sampling_params(served, request, most)
         _check_min_tokens(params, engine.max_length - len(ids))
         prompt = np.asarray(ids, dtype=np.int32)
         contexts += [
@@ -84,11 +88,18 @@ def build_contexts(
     return contexts
 
 
-def shown_prompts(request: GenerationRequest, contexts: Sequence[TextContext]) -> list[list[int]]:
-    """The prompt's ids of each choice where the request asks for token ids, else nothing."""
-    if not request.return_token_ids:
-        return []
-    return [context.tokens.prompt.tolist() for context in contexts]
+def _check_logprob_cells(request: GenerationRequest, prompts: Sequence[Sequence[int]]) -> None:
+    if request.num_prompt_logprobs is None:
+        return
+    per_token = request.n * (request.num_prompt_logprobs + 1)
+    cells = per_token * sum(map(len, prompts))
+    if cells > LIMITS.logprob_cells:
+        raise InvalidRequest(
+            f"The log-probabilities of the prompts are {cells} values; the limit of a request is "
+            f"{LIMITS.logprob_cells}",
+            param="prompt_logprobs" if request.prompt_logprobs is not None else "logprobs",
+            code="invalid_value",
+        )
 
 
 def _cut(ids: Sequence[int], request: GenerationRequest, max_length: int) -> Sequence[int]:
@@ -171,4 +182,5 @@ def _sampling_params(
         skip_special_tokens=request.skip_special_tokens,
         seed=seed,
         logprobs=request.num_logprobs,
+        prompt_logprobs=request.num_prompt_logprobs,
     )

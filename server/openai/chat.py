@@ -8,10 +8,10 @@ from starlette.responses import Response
 
 from quire.server.engine import Engine
 from quire.server.errors import InvalidRequest
-from quire.server.openai.admission import build_contexts, shown_prompts, tokenize
+from quire.server.openai.admission import build_contexts, tokenize
 from quire.server.openai.body import read_request, warning_headers
 from quire.server.openai.generation import ChoiceDelta
-from quire.server.openai.logprobs import chat_logprobs
+from quire.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from quire.server.openai.replies import ChatChoice, ChatChunkChoice, ChatLogprobs, Delta, Usage
 from quire.server.openai.reply_format import ReplyFormat
 from quire.server.openai.respond import respond
@@ -26,8 +26,23 @@ class ChatFormat(ReplyFormat):
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
+    def __init__(
+        self, served: ServedModel, model: str, request: ChatCompletionRequest, prompt: list[int]
+    ) -> None:
+        super().__init__(served, model, shows_token_ids=request.return_token_ids)
+        self._prompt_ids = prompt
+        self._prompt_logprobs = request.prompt_logprobs
+
     def whole(self, deltas: Sequence[Sequence[ChoiceDelta]], usage: Usage) -> dict[str, Any]:
-        return {**super().whole(deltas, usage), **self._prompt()}
+        reply = {**super().whole(deltas, usage), **self._prompt()}
+        if self._prompt_logprobs is not None:
+            reply["prompt_logprobs"] = prompt_logprobs(
+                self.tokenizer,
+                self._prompt_ids,
+                deltas[0][0].prompt_logprobs or [],
+                self._prompt_logprobs,
+            )
+        return reply
 
     def chunk(
         self, choices: Sequence[Mapping[str, Any]], usage: Usage | None = None
@@ -67,7 +82,7 @@ class ChatFormat(ReplyFormat):
         return pieces
 
     def _prompt(self) -> dict[str, list[int]]:
-        return {"prompt_token_ids": self.prompt_ids[0]} if self.prompt_ids else {}
+        return {"prompt_token_ids": self._prompt_ids} if self.shows_token_ids else {}
 
     def _logprobs(self, delta: ChoiceDelta) -> ChatLogprobs | None:
         if not delta.logprobs:
@@ -95,7 +110,7 @@ async def create_chat_completion(http: Request) -> Response:
         http,
         request,
         contexts,
-        ChatFormat(served, model, shown_prompts(request, contexts)),
+        ChatFormat(served, model, request, contexts[0].tokens.prompt.tolist()),
         starts_fresh=True,
         headers=warning_headers(request),
     )

@@ -1,16 +1,24 @@
 """POST /v1/completions."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from quire.pipelines.core.context import TextContext
+from quire.pipelines.core.logprobs import LogProbabilities
 from quire.server.engine import Engine
-from quire.server.openai.admission import build_contexts, shown_prompts, tokenize
+from quire.server.openai.admission import build_contexts, tokenize
 from quire.server.openai.body import read_request, warning_headers
 from quire.server.openai.generation import ChoiceDelta
-from quire.server.openai.logprobs import completion_logprobs
+from quire.server.openai.logprobs import (
+    completion_logprobs,
+    echoed_logprobs,
+    joined_logprobs,
+    prompt_logprobs,
+)
 from quire.server.openai.replies import CompletionChoice
 from quire.server.openai.reply_format import ReplyFormat
 from quire.server.openai.respond import respond
@@ -18,8 +26,16 @@ from quire.server.openai.schema import DEFAULT_COMPLETION_TOKENS, CompletionRequ
 from quire.server.openai.served import ServedModel
 
 
+@dataclass(frozen=True, slots=True)
+class ShownPrompt:
+    """A choice's prompt, as replies may show it."""
+
+    ids: list[int]
+    text: str
+
+
 class CompletionFormat(ReplyFormat):
-    """Plain text; `echoes` has for each choice the prompt's text to begin with, or is empty."""
+    """Plain text; `prompts` has one for each choice."""
 
     id_prefix = "cmpl"
     whole_object = "text_completion"
@@ -29,36 +45,64 @@ class CompletionFormat(ReplyFormat):
         self,
         served: ServedModel,
         model: str,
-        echoes: list[str],
-        prompt_ids: Sequence[list[int]] = (),
+        request: CompletionRequest,
+        prompts: Sequence[ShownPrompt],
     ) -> None:
-        super().__init__(served, model, prompt_ids)
-        self._echoes = echoes
+        super().__init__(served, model, shows_token_ids=request.return_token_ids)
+        self._prompts = prompts
+        self._echoes = request.echo
+        self._echoed_logprobs = request.logprobs if request.echo else None
+        self._prompt_logprobs = request.prompt_logprobs
 
     def whole_choice(self, output: ChoiceDelta) -> Mapping[str, Any]:
         choice = self._choice(output)
-        if self._echoes:
-            choice["text"] = self._echoes[output.index] + choice["text"]
-        return {**choice, **self._prompt_of(output.index)}
+        begin = self._beginning(output.index, output.prompt_logprobs)
+        choice["text"] = begin["text"] + choice["text"]
+        if begin["logprobs"] is not None:
+            choice["logprobs"] = joined_logprobs(begin["logprobs"], choice["logprobs"])
+        if self.shows_token_ids:
+            choice["prompt_token_ids"] = begin["prompt_token_ids"]
+        if self._prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(
+                self.tokenizer,
+                self._prompts[output.index].ids,
+                output.prompt_logprobs or [],
+                self._prompt_logprobs,
+            )
+        return choice
 
     def opening(self, index: int) -> list[Mapping[str, Any]]:
-        if not (self._echoes or self.prompt_ids):
+        # Log-probabilities of the prompt are known with the choice's first delta.
+        if self._echoed_logprobs is not None or not (self._echoes or self.shows_token_ids):
             return []
-        echo = self._echoes[index] if self._echoes else ""
-        choice = self._choice(ChoiceDelta(index, echo, [], [], []))
-        return [{**choice, **self._prompt_of(index)}]
+        return [self._beginning(index, None)]
 
     def pieces(self, delta: ChoiceDelta) -> list[Mapping[str, Any]]:
-        if not (delta.text or delta.logprobs or delta.finish_reason or self.shows_token_ids):
-            return []
-        return [self._choice(delta)]
+        pieces: list[Mapping[str, Any]] = []
+        if self._echoed_logprobs is not None and delta.prompt_logprobs is not None:
+            pieces.append(self._beginning(delta.index, delta.prompt_logprobs))
+        if delta.text or delta.logprobs or delta.finish_reason or self.shows_token_ids:
+            pieces.append(self._choice(delta))
+        return pieces
+
+    def _beginning(self, index: int, told: list[LogProbabilities] | None) -> CompletionChoice:
+        """What of the prompt is shown before the output."""
+        prompt = self._prompts[index]
+        choice = self._choice(ChoiceDelta(index, prompt.text if self._echoes else "", [], [], []))
+        if self._echoed_logprobs is not None:
+            choice["logprobs"] = echoed_logprobs(
+                self.tokenizer, prompt.ids, told or [], self._echoed_logprobs
+            )
+        if self.shows_token_ids:
+            choice["prompt_token_ids"] = prompt.ids
+        return choice
 
     def _choice(self, delta: ChoiceDelta) -> CompletionChoice:
         logprobs = None
         if delta.logprobs:
-            logprobs = completion_logprobs(
-                self.tokenizer, delta.tokens, delta.logprobs, delta.offsets
-            )
+            before = len(self._prompts[delta.index].text) if self._echoes else 0
+            offsets = [before + offset for offset in delta.offsets]
+            logprobs = completion_logprobs(self.tokenizer, delta.tokens, delta.logprobs, offsets)
         choice: CompletionChoice = {
             "index": delta.index,
             "text": delta.text,
@@ -69,9 +113,6 @@ class CompletionFormat(ReplyFormat):
         if self.shows_token_ids:
             choice["token_ids"] = delta.tokens
         return choice
-
-    def _prompt_of(self, index: int) -> dict[str, list[int]]:
-        return {"prompt_token_ids": self.prompt_ids[index]} if self.prompt_ids else {}
 
 
 async def create_completion(http: Request) -> Response:
@@ -90,16 +131,16 @@ async def create_completion(http: Request) -> Response:
         param="prompt",
         default_max_tokens=DEFAULT_COMPLETION_TOKENS,
     )
-    echoes = [_text(served, prompt) for prompt in request.prompt for _ in range(request.n)]
-    if request.truncate_prompt_tokens is not None:
-        echoes = [served.tokenizer.decode(c.tokens.prompt.tolist()) for c in contexts]
+    given = [prompt for prompt in request.prompt for _ in range(request.n)]
+    shown = [
+        _shown(served, request, prompt, context)
+        for prompt, context in zip(given, contexts, strict=True)
+    ]
     return await respond(
         http,
         request,
         contexts,
-        CompletionFormat(
-            served, model, echoes if request.echo else [], shown_prompts(request, contexts)
-        ),
+        CompletionFormat(served, model, request, shown),
         starts_fresh=False,
         headers=warning_headers(request),
     )
@@ -121,5 +162,10 @@ async def _token_ids(
     )
 
 
-def _text(served: ServedModel, prompt: Prompt) -> str:
-    return prompt if isinstance(prompt, str) else served.tokenizer.decode(prompt)
+def _shown(
+    served: ServedModel, request: CompletionRequest, prompt: Prompt, context: TextContext
+) -> ShownPrompt:
+    ids = context.tokens.prompt.tolist()
+    if isinstance(prompt, str) and request.truncate_prompt_tokens is None:
+        return ShownPrompt(ids, prompt)
+    return ShownPrompt(ids, served.tokenizer.decode(ids))

@@ -29,21 +29,32 @@ class ChoiceDelta:
     """Characters of the choice's text before each token."""
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    prompt_logprobs: list[LogProbabilities] | None = None
+    """Of the prompt's tokens after the first; in a choice's first delta alone."""
 
 
 class _Choice:
-    """One token stream and the text made of it."""
+    """One token stream and the text made of it; `is_silent` choices show no token."""
 
-    def __init__(self, index: int, stream: TokenStream, text: TextStream) -> None:
+    def __init__(
+        self, index: int, stream: TokenStream, text: TextStream, *, is_silent: bool
+    ) -> None:
         self.index = index
         self.stream = stream
         self.num_tokens = 0
+        self._is_silent = is_silent
+        self._has_begun = False
         self.finish_reason: FinishReason | None = None
         self._text = text
 
     def feed(self, chunk: TokenChunk) -> ChoiceDelta:
         if chunk.status is TextGenerationStatus.FAILED:
             raise GenerationFailed("The model failed on this request")
+        prompt = None if self._has_begun else self.stream.prompt_logprobs
+        self._has_begun = True
+        if self._is_silent:
+            self.finish_reason = "length"
+            return ChoiceDelta(self.index, "", [], [], [], "length", None, prompt)
         delta = self._text.feed(chunk.tokens, chunk.status)
         self.num_tokens += delta.num_tokens
         self.finish_reason = delta.finish_reason
@@ -55,6 +66,7 @@ class _Choice:
             delta.offsets,
             delta.finish_reason,
             delta.stop_reason,
+            prompt,
         )
 
 
@@ -64,7 +76,7 @@ class Generation:
     One delta waits at most; while it does, the streams gather tokens, so a slow reader gets fewer
     and larger deltas instead of a growing queue. Whoever creates one closes it.
 
-    `starts_fresh`: see `TextStream`. `choices_per_prompt`: contexts that share a prompt, in a row.
+    `starts_fresh`: see `TextStream`. `is_silent`: the request wants the prompt alone. `choices_per_prompt`: contexts that share a prompt, in a row.
 
     Raises:
         Overloaded, EngineUnavailable: from the engine, at construction.
@@ -78,12 +90,14 @@ class Generation:
         *,
         choices_per_prompt: int,
         starts_fresh: bool,
+        is_silent: bool = False,
     ) -> None:
         self._choices = [
             _Choice(
                 index,
                 stream,
                 TextStream(tokenizer, stream.context.params, starts_fresh=starts_fresh),
+                is_silent=is_silent,
             )
             for index, stream in enumerate(engine.submit(contexts))
         ]

@@ -49,7 +49,6 @@ SAMPLING: Mapping[str, Harmless] = {
     "custom_logit_processor": NEVER,
     "logprob_token_ids": NEVER,
     "token_ids_logprob": NEVER,
-    "prompt_logprobs": NEVER,
     "no_stop_trim": OFF,
     "stop_regex": NEVER,
     "spaces_between_special_tokens": Harmless((True, False)),

@@ -1,12 +1,15 @@
 """Log-probabilities in the two shapes OpenAI gives them."""
 
+import itertools
 from collections.abc import Sequence
 
 from quire.pipelines.core.logprobs import LogProbabilities
+from quire.pipelines.text.detokenizer import Detokenizer
 from quire.pipelines.tokenizer import TextTokenizer
 from quire.server.openai.replies import (
     ChatLogprobs,
     CompletionLogprobs,
+    PromptLogprob,
     TokenLogprob,
     TopLogprob,
 )
@@ -58,6 +61,74 @@ def completion_logprobs(
         top.setdefault(text, value)
         result["top_logprobs"].append(top)
     return result
+
+
+def echoed_logprobs(
+    tokenizer: TextTokenizer,
+    prompt: Sequence[int],
+    logprobs: Sequence[LogProbabilities],
+    count: int,
+) -> CompletionLogprobs:
+    """As `completion_logprobs` for an echoed prompt: its first token has null.
+
+    `logprobs` are of the tokens after the first, with at least `count` likely ones each.
+    """
+    text = Detokenizer(tokenizer, starts_fresh=True)
+    lengths = [len(text.feed(token)) for token in prompt]
+    offsets = [0, *itertools.accumulate(lengths)][: len(prompt)]
+    told = [LogProbabilities(e.token_log_probability, _first(e, count)) for e in logprobs]
+    rest = completion_logprobs(tokenizer, prompt[1:], told, offsets[1:])
+    return {
+        "tokens": [_text(tokenizer, prompt[0]), *rest["tokens"]],
+        "token_logprobs": [None, *rest["token_logprobs"]],
+        "top_logprobs": [None, *rest["top_logprobs"]],
+        "text_offset": offsets,
+    }
+
+
+def joined_logprobs(
+    first: CompletionLogprobs, second: CompletionLogprobs | None
+) -> CompletionLogprobs:
+    if second is None:
+        return first
+    return {
+        "tokens": first["tokens"] + second["tokens"],
+        "token_logprobs": first["token_logprobs"] + second["token_logprobs"],
+        "top_logprobs": first["top_logprobs"] + second["top_logprobs"],
+        "text_offset": first["text_offset"] + second["text_offset"],
+    }
+
+
+def prompt_logprobs(
+    tokenizer: TextTokenizer,
+    prompt: Sequence[int],
+    logprobs: Sequence[LogProbabilities],
+    count: int,
+) -> list[dict[str, PromptLogprob] | None]:
+    """The reply field `prompt_logprobs`, as vLLM: per token an object by token id, the `count`
+    most likely ones and the token itself; null for the first."""
+    result: list[dict[str, PromptLogprob] | None] = [None]
+    for token, entry in zip(prompt[1:], logprobs, strict=True):
+        ranked = {
+            other: (value, rank)
+            for rank, (other, value) in enumerate(_first(entry, count).items(), start=1)
+        }
+        ranked.setdefault(token, (entry.token_log_probability, entry.rank))
+        result.append(
+            {
+                str(other): {
+                    "logprob": _finite(value),
+                    "rank": rank,
+                    "decoded_token": _text(tokenizer, other),
+                }
+                for other, (value, rank) in ranked.items()
+            }
+        )
+    return result
+
+
+def _first(entry: LogProbabilities, count: int) -> dict[int, float]:
+    return dict(itertools.islice(entry.top_log_probabilities.items(), count))
 
 
 def _entry(tokenizer: TextTokenizer, token: int, value: float) -> TopLogprob:

@@ -12,21 +12,16 @@ from quire.server.openai.served import ServedModel
 
 
 class ReplyFormat(ABC):
-    """Builds one request's reply or its chunks; all of them share id, time, model, fingerprint.
-
-    `prompt_ids`: of each choice, when the request asks for token ids, else empty.
-    """
+    """Builds one request's reply or its chunks; all of them share id, time, model, fingerprint."""
 
     id_prefix: str
     whole_object: str
     chunk_object: str
 
-    def __init__(
-        self, served: ServedModel, model: str, prompt_ids: Sequence[list[int]] = ()
-    ) -> None:
+    def __init__(self, served: ServedModel, model: str, *, shows_token_ids: bool = False) -> None:
         self.tokenizer = served.tokenizer
         self.model = model
-        self.prompt_ids = prompt_ids
+        self.shows_token_ids = shows_token_ids
         self._head: dict[str, Any] = {
             "id": f"{self.id_prefix}-{uuid.uuid4().hex}",
             "object": self.whole_object,
@@ -61,10 +56,6 @@ class ReplyFormat(ABC):
     def pieces(self, delta: ChoiceDelta) -> list[Mapping[str, Any]]:
         """What a delta adds to a stream; nothing if it has neither text nor an end."""
 
-    @property
-    def shows_token_ids(self) -> bool:
-        return bool(self.prompt_ids)
-
 
 def joined(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
     """The deltas of one choice as one."""
@@ -76,4 +67,5 @@ def joined(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
         [offset for delta in deltas for offset in delta.offsets],
         deltas[-1].finish_reason,
         deltas[-1].stop_reason,
+        deltas[0].prompt_logprobs,
     )

@@ -37,6 +37,7 @@ async def respond(
         reply.tokenizer,
         choices_per_prompt=request.n,
         starts_fresh=starts_fresh,
+        is_silent=request.token_limit[1] == 0,
     )
     details = request_details(http.scope)
     details.model = reply.model

@@ -116,6 +116,7 @@ class GenerationRequest(RequestModel):
     stop_token_ids: list[TokenId] = Field([], max_length=LIMITS.stop_token_ids)
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
+    prompt_logprobs: int | None = Field(None, ge=0, le=LIMITS.logprobs)
     skip_special_tokens: bool = True
     truncate_prompt_tokens: int | None = Field(
         None, description="Keep this many tokens of the prompt; -1: as many as fit."
@@ -141,6 +142,11 @@ class GenerationRequest(RequestModel):
     def num_logprobs(self) -> int | None:
         """Most likely tokens to report per token; None reports nothing."""
 
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """As `num_logprobs`, for the tokens of the prompt."""
+        return self.prompt_logprobs
+
     @field_validator("truncate_prompt_tokens")
     @classmethod
     def _keeps_something(cls, value: int | None) -> int | None:
@@ -160,6 +166,8 @@ class GenerationRequest(RequestModel):
     def _fields_agree(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise refusal("stream_options", "needs stream to be true")
+        if self.prompt_logprobs is not None and self.stream:
+            raise refusal("prompt_logprobs", "needs stream to be false")
         name, limit = self.token_limit
         if limit is not None and self.min_tokens > limit:
             raise refusal("min_tokens", f"must be at most {name} {limit}, not {self.min_tokens}")
@@ -172,6 +180,7 @@ class CompletionRequest(GenerationRequest):
     unsupported: ClassVar[Mapping[str, Harmless]] = known_fields.COMPLETION
 
     prompt: Annotated[list[Prompt], PlainValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
+    max_tokens: int | None = Field(None, ge=0, description="0 needs echo.")
     logprobs: int | None = Field(None, ge=0, le=LIMITS.logprobs)
     echo: bool = False
     add_special_tokens: bool = True
@@ -180,10 +189,16 @@ class CompletionRequest(GenerationRequest):
     def num_logprobs(self) -> int | None:
         return self.logprobs
 
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        if not self.echo or self.logprobs is None:
+            return self.prompt_logprobs
+        return max(self.logprobs, self.prompt_logprobs or 0)
+
     @model_validator(mode="after")
     def _prompts_agree(self) -> Self:
-        if self.echo and self.logprobs is not None:
-            raise unsupported("echo", "log-probabilities of the prompt are not served")
+        if self.max_tokens == 0 and not self.echo:
+            raise refusal("max_tokens", "must be at least 1, not 0, unless echo is true")
         choices = self.n * len(self.prompt)
         if choices > LIMITS.choices:
             raise refusal(

@@ -90,4 +90,15 @@ async def test_tokens_and_top_5_log_probabilities_equal_transformers(checkpoint,
             )
             assert choice.logprobs.token_logprobs[position] == pytest.approx(theirs[0], abs=1e-4)
             ids.append(int(expected.argmax()))
+
+    # What evaluation harnesses ask for: how likely the prompt's own tokens are.
+    reply = await connect(server).completions.create(
+        model="tiny", prompt=prompts, max_tokens=0, echo=True, logprobs=1
+    )
+    for prompt, choice in zip(prompts, reply.choices, strict=True):
+        with torch.inference_mode():
+            expected = torch.log_softmax(model(torch.tensor([prompt])).logits[0, :-1], -1)
+        own = expected.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist()
+        assert choice.logprobs.token_logprobs[0] is None
+        assert choice.logprobs.token_logprobs[1:] == pytest.approx(own, abs=1e-3)
     assert server.stop() == 0

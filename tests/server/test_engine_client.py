@@ -2,10 +2,12 @@
 
 import asyncio
 
+import msgspec
 import numpy as np
 import pytest
 
 from quire.pipelines.core.context import TextContext
+from quire.pipelines.core.logprobs import LogProbabilities, PromptLogProbabilities
 from quire.pipelines.core.messages import Abort, EngineStats, Ready, StepOutput, Submit
 from quire.pipelines.core.sampling_params import SamplingParams
 from quire.pipelines.core.status import TextGenerationStatus as Status
@@ -180,3 +182,20 @@ async def test_wait_until_empty_returns_when_the_last_stream_ends(client):
     client.receive(frame((1, 0, 11, Status.END_OF_SEQUENCE)))
 
     await asyncio.wait_for(waiting, 1.0)
+
+
+async def test_prompt_log_probabilities_that_come_again_count_once(client):
+    (stream,) = client.submit([context(client, prompt_logprobs=0)])
+    first, second = LogProbabilities(-1.0, {}, 1), LogProbabilities(-2.0, {}, 2)
+
+    def told(start, *entries):
+        prompt = PromptLogProbabilities(1, start, list(entries))
+        return msgspec.structs.replace(frame(), prompt_logprobs=[prompt])
+
+    client.receive(told(1, first))
+    client.receive(told(1, first))
+    client.receive(told(1, first, second))
+    client.receive(told(2, second))
+    assert stream.prompt_logprobs == [first, second]
+    with pytest.raises(ProtocolError, match="request 1: prompt position 4 after 2 known ones"):
+        client.receive(told(4, second))

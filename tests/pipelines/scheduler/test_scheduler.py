@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from quire.pipelines.core.context import TextContext
-from quire.pipelines.core.logprobs import LogProbabilities
+from quire.pipelines.core.logprobs import LogProbabilities, PromptLogProbabilities
 from quire.pipelines.core.plan import StepPlan, StepResult
 from quire.pipelines.core.sampling_params import SamplingParams
 from quire.pipelines.core.status import TextGenerationStatus
@@ -201,6 +201,22 @@ def test_shared_prompt_pages_are_run_once_and_counted_as_cached() -> None:
     subject.reset_prefix_cache()
     subject.submit(context(3, prompt), 0.0)
     assert run(subject)[-1] == (3, 0, 10)
+
+
+def test_a_prompt_whose_log_probabilities_are_asked_for_is_run_whole() -> None:
+    subject = scheduler()
+    prompt = list(range(10))
+    subject.submit(context(1, prompt), 0.0)
+    run(subject)
+    asking = context(2, prompt)
+    asking.params = SamplingParams(max_new_tokens=8, prompt_logprobs=1)
+    subject.submit(asking, 0.0)
+    step = plan(subject)
+    rows = [row for row in step.rows if row.context is asking]
+    assert [(row.start, row.count) for row in rows] == [(0, 10)]
+    told = [PromptLogProbabilities(2, 1, []), PromptLogProbabilities(99, 1, [])]
+    result = StepResult(np.full(len(step.rows), 7, np.int32), prompt_logprobs=told)
+    assert subject.apply(step, result).prompt_logprobs == told[:1]
 
 
 def test_a_resumed_context_reports_no_more_than_its_prompt_as_cached() -> None:

@@ -66,6 +66,9 @@ class FakeStream:
     def __init__(self, context: TextContext, engine: "FakeEngine") -> None:
         self.context = context
         self.cached_tokens = engine.cached_tokens
+        asked = context.params.prompt_logprobs
+        rest = context.tokens.prompt[1:].tolist() if asked is not None else []
+        self.prompt_logprobs = [_logprobs(token, asked or 0) for token in rest]
         self.times = StreamTimes(time.monotonic())
         self.num_said = 0
         self.is_closed = False
@@ -103,7 +106,7 @@ class FakeStream:
 def _logprobs(token: int, count: int) -> LogProbabilities:
     likely = [token, *(other for other in range(10, 40) if other != token)][:count]
     top = {other: -0.25 - rank for rank, other in enumerate(likely)}
-    return LogProbabilities(-0.25, top)
+    return LogProbabilities(-0.25, top, 1)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Every bad input is a 4xx that names the field, and reaches no engine."""
 
+import dataclasses
 import threading
 from typing import Any
 
@@ -84,7 +85,9 @@ COMPLETIONS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"logprobs": -1}, "logprobs", INVALID),
     ({"logprobs": True}, "logprobs", INVALID),
     ({"echo": 1}, "echo", INVALID),
-    ({"echo": True, "logprobs": 1}, "echo", UNSUPPORTED),
+    ({"prompt_logprobs": 21}, "prompt_logprobs", INVALID),
+    ({"prompt_logprobs": -1}, "prompt_logprobs", INVALID),
+    ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", INVALID),
     ({"stream": "yes"}, "stream", INVALID),
     ({"stream_options": {"include_usage": True}}, "stream_options", INVALID),
     ({"stream": True, "stream_options": 1}, "stream_options", INVALID),
@@ -101,7 +104,6 @@ COMPLETIONS: list[tuple[dict[str, Any], str | None, str]] = [
     ({"best_of": 2}, "best_of", UNSUPPORTED),
     ({"best_of": True}, "best_of", UNSUPPORTED),
     ({"logit_bias": {"5": 1}}, "logit_bias", UNSUPPORTED),
-    ({"prompt_logprobs": 1}, "prompt_logprobs", UNSUPPORTED),
     ({"guided_json": {}}, "guided_json", UNSUPPORTED),
     ({"guided_regex": "a"}, "guided_regex", UNSUPPORTED),
     ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs", UNSUPPORTED),
@@ -371,3 +373,15 @@ def test_other_fields_pass_through_hostile_names(live: Any, http: httpx2.Client)
 
     assert reply.status_code == 200
     assert "model_config, __class__, n?" in reply.headers["x-quire-warning"]
+
+
+def test_the_log_probabilities_of_prompts_are_bounded(live: Any, http: httpx2.Client) -> None:
+    body = {"prompt": [5] * 240, "prompt_logprobs": 20, "n": 128, "max_tokens": 1}
+    assert http.post("/v1/completions", json={**body, "n": 1}).status_code == 200
+    limits = dataclasses.replace(LIMITS, logprob_cells=600_000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quire.server.openai.admission.LIMITS", limits)
+        refused = http.post("/v1/completions", json=body)
+
+    check(refused, 400, "prompt_logprobs", INVALID)
+    assert "645120 values; the limit of a request is 600000" in refused.json()["error"]["message"]

@@ -384,3 +384,54 @@ def test_token_ids_are_those_of_the_engine(
         assert holder["prompt_token_ids"] == prompt
     silent = http.post(f"/v1/{endpoint}", json=plain).text
     assert "token_ids" not in silent
+
+
+@pytest.mark.parametrize("max_tokens", [0, 4])
+@pytest.mark.parametrize("chunk_size", [1, 3])
+def test_an_echo_tells_the_log_probabilities_of_the_prompt(
+    live: Any, http: httpx2.Client, chunk_size: int, max_tokens: int
+) -> None:
+    """As OpenAI's completions had it, which evaluation harnesses read; whole and streamed."""
+    live.says(TEXT)
+    live.engine.chunk_size = chunk_size
+    prompt = "one naïve 🙂 two"
+    ids = live.tokenizer.encode(prompt)
+    body = {"prompt": prompt, "echo": True, "logprobs": 2, "max_tokens": max_tokens, "n": 2}
+
+    whole = http.post("/v1/completions", json=body).json()
+    chunks = events(http.post("/v1/completions", json={**body, "stream": True}))
+
+    for choice in whole["choices"]:
+        told = choice["logprobs"]
+        assert {len(column) for column in told.values()} == {len(ids) + max_tokens}
+        assert told["token_logprobs"][:2] == [None, -0.25]
+        assert told["top_logprobs"][0] is None
+        assert told["tokens"][0] == "<|bos|>"
+        assert told["text_offset"] == sorted(told["text_offset"])
+        for token, offset in zip(told["tokens"][1:], told["text_offset"][1:], strict=True):
+            if "\ufffd" not in token:
+                assert choice["text"][offset:].startswith(token)
+        streamed = assembled(chunks, choice["index"])
+        assert streamed["text"] == choice["text"]
+        assert streamed["finish_reason"] == choice["finish_reason"] == "length"
+        for name, column in told.items():
+            assert list(itertools.chain(*(part[name] for part in streamed["logprobs"]))) == column
+    assert whole["choices"][0]["text"].startswith(prompt)
+    assert whole["usage"]["completion_tokens"] == 2 * max_tokens
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_prompt_logprobs_have_vllms_shape(live: Any, http: httpx2.Client, endpoint: str) -> None:
+    reply = http.post(f"/v1/{endpoint}", json=body_for(endpoint, prompt_logprobs=2)).json()
+
+    prompt = live.engine.streams[0].context.tokens.prompt.tolist()
+    told = (reply if endpoint == "chat/completions" else reply["choices"][0])["prompt_logprobs"]
+    assert told[0] is None
+    assert len(told) == len(prompt)
+    for token, entry in zip(prompt[1:], told[1:], strict=True):
+        assert len(entry) == 2
+        spelled = live.tokenizer.token_bytes(token).decode("utf-8", "replace")
+        assert entry[str(token)] == {"logprob": -0.25, "rank": 1, "decoded_token": spelled}
+    bare = http.post(f"/v1/{endpoint}", json=body_for(endpoint, prompt_logprobs=0)).json()
+    told = (bare if endpoint == "chat/completions" else bare["choices"][0])["prompt_logprobs"]
+    assert [list(entry) for entry in told[1:]] == [[str(token)] for token in prompt[1:]]
