@@ -57,9 +57,9 @@ class TorchModelRunner:
         rows = torch.cat([inputs.logit_rows, wanted])
         with self._on_device():
             hidden = model.hidden_states(inputs.tokens, inputs.batch, self._storage.layers, rows)
-            sampling, prompts = hidden.split([len(inputs.logit_rows), len(wanted)])
-            found = prompt_log_probabilities(segments, prompts, model.head)
-            return model.head(sampling), found
+            num_sampling = len(inputs.logit_rows)
+            found = prompt_log_probabilities(segments, hidden[num_sampling:], model.head)
+            return model.head(hidden[:num_sampling]), found
 
     @torch.inference_mode()
     def logits(self, inputs: StepInputs) -> torch.Tensor:

@@ -47,14 +47,15 @@ def completion_logprobs(
     Where two tokens look alike (parts of a character do), the likelier one counts.
     """
     result: CompletionLogprobs = {
-        "tokens": [_text(tokenizer, token) for token in tokens],
-        "token_logprobs": [_finite(entry.token_log_probability) for entry in logprobs],
+        "tokens": [],
+        "token_logprobs": [],
         "top_logprobs": [],
         "text_offset": list(offsets),
     }
-    for text, value, entry in zip(
-        result["tokens"], result["token_logprobs"], logprobs, strict=True
-    ):
+    for token, entry in zip(tokens, logprobs, strict=True):
+        text, value = _text(tokenizer, token), _finite(entry.token_log_probability)
+        result["tokens"].append(text)
+        result["token_logprobs"].append(value)
         top: dict[str, float] = {}
         for other, other_value in entry.top_log_probabilities.items():
             top.setdefault(_text(tokenizer, other), _finite(other_value))
