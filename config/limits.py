@@ -19,6 +19,10 @@ class RequestLimits:
     stop_token_ids: int = 128
     detokenize_tokens: int = 1_000_000
     """Token ids in one detokenize request."""
+    logit_bias: int = 1024
+    allowed_token_ids: int = 16384
+    bad_words: int = 128
+    bad_word_chars: int = 256
     logprobs: int = 20
     """Most likely tokens reported per token."""
     logprob_cells: int = 1_000_000

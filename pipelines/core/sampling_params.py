@@ -11,8 +11,9 @@ MAX_TOP_K = 2**31 - 1
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How the next token of a request is chosen.
 
-    The order of operations is: penalties, banned tokens (`min_new_tokens`), temperature, `top_k`,
-    `top_p`, `min_p`, then a Gumbel draw keyed by (`seed`, choice, position, token id).
+    The order of operations is: penalties, `logit_bias`, banned tokens (`allowed_token_ids`,
+    `bad_words`, `min_new_tokens`), temperature, `top_k`, `top_p`, `min_p`, then a Gumbel draw keyed
+    by (`seed`, choice, position, token id).
 
     Raises:
         ValueError: a parameter is out of range; the message names it, the limit and the value.
@@ -32,6 +33,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Subtracted from the logit of each token generated at least once, in [-2, 2]."""
     repetition_penalty: float = 1.0
     """Divides positive and multiplies negative logits of tokens in the prompt or output, > 0."""
+    logit_bias: dict[int, float] = msgspec.field(default_factory=dict)
+    """Added to the logits of these tokens."""
+    allowed_token_ids: tuple[int, ...] = ()
+    """When there are any, no other token is sampled."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Token sequences that the output never holds: the last token is banned after the others."""
     max_new_tokens: int | None = None
     """None: until the context's `max_length`."""
     min_new_tokens: int = 0
@@ -77,6 +84,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             count = getattr(self, name)
             if count is not None and count < 0:
                 raise ValueError(f"{name} must be at least 0, not {count}")
+        if not all(map(math.isfinite, self.logit_bias.values())):
+            raise ValueError(f"logit_bias must be finite, not {self.logit_bias}")
+        if not all(self.bad_words):
+            raise ValueError(
+                f"bad_words must be sequences that are not empty, not {self.bad_words}"
+            )
         if not all(self.stop):
             raise ValueError(f"stop must be strings that are not empty, not {self.stop}")
         if not 0 <= self.seed <= MAX_SEED:

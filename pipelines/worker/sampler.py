@@ -10,13 +10,13 @@ from quire.kernels.sampling import (
     SamplingInputs,
     apply_penalty_rows,
     find_invalid_rows,
-    mask_tokens,
     sample_tokens,
     top_log_probabilities,
 )
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.logprobs import LogProbabilities
 from quire.pipelines.core.plan import PlanRow, StepResult
+from quire.pipelines.worker.constraints import NO_TOKEN_LEFT, constrain
 
 INVALID_LOGITS = "the model produced invalid logits (NaN or infinity)"
 
@@ -33,9 +33,11 @@ def sample_rows(logits_SV: torch.Tensor, rows: Sequence[PlanRow]) -> StepResult:
     raw_WV = logits_SV[wanted] if wanted else None
     invalid_S = find_invalid_rows(logits_SV)
     apply_penalty_rows(logits_SV, _penalties(contexts))
-    for index, context in enumerate(contexts):
-        if banned := _banned_tokens(context, logits_SV.shape[1]):
-            mask_tokens(logits_SV, index, banned)
+    blocked = {
+        index: NO_TOKEN_LEFT
+        for index, context in enumerate(contexts)
+        if not constrain(logits_SV, index, context)
+    }
     tokens_S = sample_tokens(logits_SV, _sampling_inputs(rows))
 
     invalid = invalid_S.cpu().numpy()
@@ -48,11 +50,10 @@ def sample_rows(logits_SV: torch.Tensor, rows: Sequence[PlanRow]) -> StepResult:
         found = log_probabilities(raw_WV[valid], tokens_S[asking], counts)
         for index, entry in zip(asking, found, strict=True):
             logprobs[index] = entry
-    return StepResult(
-        np.where(invalid, np.int32(-1), tokens_S.cpu().numpy()),
-        logprobs,
-        {int(index): INVALID_LOGITS for index in invalid.nonzero()[0]},
-    )
+    errors = blocked | {int(index): INVALID_LOGITS for index in invalid.nonzero()[0]}
+    tokens = tokens_S.cpu().numpy()
+    tokens[list(errors)] = -1
+    return StepResult(tokens, logprobs, errors)
 
 
 def _penalties(contexts: Sequence[TextContext]) -> list[PenaltyRow]:
@@ -68,16 +69,6 @@ def _penalties(contexts: Sequence[TextContext]) -> list[PenaltyRow]:
         for index, context in enumerate(contexts)
         if context.params.has_penalties
     ]
-
-
-def _banned_tokens(context: TextContext, vocab_size: int) -> list[int]:
-    """The tokens that would end the context too early; ids beyond the vocabulary cannot come."""
-    if not context.is_below_min_new_tokens:
-        return []
-    ends = context.params.stop_token_ids
-    if not context.params.ignore_eos:
-        ends += context.eos_token_ids
-    return [token for token in ends if 0 <= token < vocab_size]
 
 
 def _sampling_inputs(rows: Sequence[PlanRow]) -> SamplingInputs:

@@ -56,8 +56,13 @@ def build_contexts(
         ContextLengthExceeded: a prompt leaves no room, or not the room explicitly asked for.
         InvalidRequest: a prompt is empty, or a token id is not in the vocabulary.
     """
-    for token in request.stop_token_ids:
-        check_token(token, served, "stop_token_ids")
+    for field, tokens in (
+        ("stop_token_ids", request.stop_token_ids),
+        ("allowed_token_ids", request.allowed_token_ids or ()),
+        ("logit_bias", map(int, request.logit_bias)),
+    ):
+        for token in tokens:
+            check_token(token, served, field)
     _check_logprob_cells(request, prompts)
     contexts: list[TextContext] = []
     for ids in prompts:
@@ -173,6 +178,9 @@ def _sampling_params(
         frequency_penalty=request.frequency_penalty,
         presence_penalty=request.presence_penalty,
         repetition_penalty=chosen("repetition_penalty"),
+        logit_bias={int(token): bias for token, bias in request.logit_bias.items()},
+        allowed_token_ids=tuple(request.allowed_token_ids or ()),
+        bad_words=_bad_words(served, request.bad_words),
         max_new_tokens=max_new_tokens,
         min_new_tokens=request.min_tokens,
         ignore_eos=request.ignore_eos,
@@ -184,3 +192,13 @@ def _sampling_params(
         logprobs=request.num_logprobs,
         prompt_logprobs=request.num_prompt_logprobs,
     )
+
+
+def _bad_words(served: ServedModel, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Each word as it is written at the start of a text and after a space."""
+    spelled = (
+        tuple(served.tokenizer.encode(f"{space}{word.lstrip()}", add_special_tokens=False))
+        for word in words
+        for space in ("", " ")
+    )
+    return tuple(dict.fromkeys(filter(None, spelled)))

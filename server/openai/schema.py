@@ -26,6 +26,7 @@ _INT32 = 2**31 - 1
 
 Prompt = str | list[int]
 TokenId = Annotated[int, Field(ge=0, le=_INT32)]
+BadWord = Annotated[str, Field(pattern=r"\S", max_length=LIMITS.bad_word_chars)]
 StopString = Annotated[str, Field(min_length=1, max_length=LIMITS.stop_string_chars)]
 
 
@@ -115,6 +116,13 @@ class GenerationRequest(RequestModel):
     )
     stop_token_ids: list[TokenId] = Field([], max_length=LIMITS.stop_token_ids)
     include_stop_str_in_output: bool = False
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
+        {}, max_length=LIMITS.logit_bias, description="By token id."
+    )
+    allowed_token_ids: list[TokenId] | None = Field(
+        None, min_length=1, max_length=LIMITS.allowed_token_ids
+    )
+    bad_words: list[BadWord] = Field([], max_length=LIMITS.bad_words)
     ignore_eos: bool = False
     prompt_logprobs: int | None = Field(None, ge=0, le=LIMITS.logprobs)
     skip_special_tokens: bool = True
@@ -146,6 +154,14 @@ class GenerationRequest(RequestModel):
     def num_prompt_logprobs(self) -> int | None:
         """As `num_logprobs`, for the tokens of the prompt."""
         return self.prompt_logprobs
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _by_token_id(cls, value: dict[str, float]) -> dict[str, float]:
+        for name in value:
+            if not (name.isascii() and name.isdecimal()):
+                raise refusal("", f"must have token ids as names, not {name[:32]!r}")
+        return value
 
     @field_validator("truncate_prompt_tokens")
     @classmethod

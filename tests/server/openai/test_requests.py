@@ -307,14 +307,16 @@ def test_the_final_message_is_continued(live: Any, http: httpx2.Client) -> None:
 
 
 def test_the_models_sampling_defaults_hold_where_a_client_says_nothing(
-    live: Any, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+    live: Any, http: httpx2.Client
 ) -> None:
     recommended = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.05}
-    served = dataclasses.replace(live.app.state.served, sampling_defaults=recommended)
-    monkeypatch.setattr(live.app.state, "served", served)
-
-    complete(http)
-    chat(http, temperature=1.0, top_p=None, top_k=-1, repetition_penalty=1)
+    served = live.app.state.served
+    live.app.state.served = dataclasses.replace(served, sampling_defaults=recommended)
+    try:
+        complete(http)
+        chat(http, temperature=1.0, top_p=None, top_k=-1, repetition_penalty=1)
+    finally:
+        live.app.state.served = served
 
     left_out, given = (stream.context.params for stream in live.engine.streams)
     for name, value in recommended.items():
@@ -322,3 +324,18 @@ def test_the_models_sampling_defaults_hold_where_a_client_says_nothing(
     assert left_out.min_p == 0.0
     assert (given.temperature, given.top_p, given.top_k) == (1.0, 0.9, -1)
     assert given.repetition_penalty == 1.0
+
+
+def test_constraints_reach_the_worker_as_token_ids(live: Any, http: httpx2.Client) -> None:
+    complete(
+        http,
+        logit_bias={"7": -100, "9": 2.5},
+        allowed_token_ids=[5, 7, 9],
+        bad_words=["Hello", " wor"],
+    )
+
+    params = live.engine.streams[0].context.params
+    assert params.logit_bias == {7: -100.0, 9: 2.5}
+    assert params.allowed_token_ids == (5, 7, 9)
+    spelled = {live.tokenizer.decode(list(word), starts_fresh=False) for word in params.bad_words}
+    assert spelled == {"Hello", " Hello", "wor", " wor"}
