@@ -27,6 +27,12 @@ class RequestLimits:
     """Most likely tokens reported per token."""
     logprob_cells: int = 1_000_000
     """Prompt tokens times the log-probabilities reported for each, in one request."""
+    grammar_bytes: int = 262144
+    """A schema, regular expression, list of choices or grammar."""
+    grammar_seconds: float = 10.0
+    """Compiling one."""
+    choices_of_text: int = 4096
+    """Strings in structured_outputs.choice."""
     json_depth: int = 64
     """Nesting of objects and arrays in a body."""
     request_id_chars: int = 128

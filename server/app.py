@@ -29,7 +29,8 @@ def build_app(
     metrics: Metrics,
     lifecycle: Lifecycle,
 ) -> FastAPI:
-    """The daemon's application. `app.state.served` is None until the model's folder is known.
+    """The daemon's application. `app.state.served` and `grammars` are None until the model's
+    folder is known.
 
     Endpoints raise ApiError; the outermost layer turns it, and anything else, into a reply.
     """
@@ -49,6 +50,7 @@ def build_app(
     app.state.settings = settings
     app.state.engine = engine
     app.state.served = None
+    app.state.grammars = None
     app.state.metrics = metrics
     app.include_router(build_health_router(lifecycle, metrics))
     app.include_router(build_router())

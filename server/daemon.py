@@ -19,10 +19,12 @@ from setproctitle import setproctitle
 from quire.config.errors import ConfigError, PortInUse, QuireError
 from quire.config.settings import ServeSettings
 from quire.pipelines.hf import resolve_model
+from quire.pipelines.structured.compile_process import CompilerBoot
 from quire.server.app import build_app
 from quire.server.auth import load_api_keys
 from quire.server.engine_client import EngineClient
 from quire.server.errors import EngineUnavailable
+from quire.server.grammars import GrammarCompiler
 from quire.server.http_protocol import BoundedHttpProtocol
 from quire.server.lifecycle import Lifecycle
 from quire.server.metrics import Metrics
@@ -70,6 +72,7 @@ class Daemon:
             settings.max_batch_size + settings.max_queue_size, self._lifecycle, self._metrics
         )
         self._supervisor: Supervisor | None = None
+        self._grammars: GrammarCompiler | None = None
         self._failure: QuireError | None = None
         self._shutdown = asyncio.Event()
         self._signals = 0
@@ -115,6 +118,9 @@ class Daemon:
             if served.sampling_defaults:
                 defaults = " ".join(f"{k}={v:g}" for k, v in served.sampling_defaults.items())
                 logger.info("sampling defaults of the model: %s", defaults)
+            boot = CompilerBoot(str(folder), served.vocab_size, served.eos_token_ids)
+            self._grammars = GrammarCompiler(boot, self._client.prepare_grammars)
+            app.state.grammars = self._grammars
             self._supervisor = Supervisor(
                 settings, folder, self._client, self._lifecycle, self._metrics
             )
@@ -144,6 +150,8 @@ class Daemon:
         await http.end_replies(LAST_WORDS_SECONDS)
         http.should_exit = True
         await serving
+        if self._grammars is not None:
+            await self._grammars.close()
         with contextlib.suppress(asyncio.CancelledError):
             await engine
         logger.info("stopped")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.messages import (
     Abort,
+    PrepareGrammars,
     Ready,
     ResetPrefixCache,
     StepOutput,
@@ -99,12 +100,17 @@ class EngineClient:
         self._empty.clear()
         self._metrics.on_admission(len(streams))
         if self._send is not None:
-            self._send(Submit(self._epoch, [context.to_wire() for context in contexts]))
+            self._send(_submission(self._epoch, contexts))
         return list(streams)
 
     def reset_prefix_cache(self) -> None:
         if self._send is not None:
             self._send(ResetPrefixCache(self._epoch))
+
+    def prepare_grammars(self) -> None:
+        """A grammar is being compiled; the worker should be ready for it."""
+        if self._send is not None:
+            self._send(PrepareGrammars(self._epoch))
 
     # What the supervisor tells.
 
@@ -117,7 +123,7 @@ class EngineClient:
         self._metrics.on_ready(ready)
         waiting = sorted(self._live.values(), key=lambda stream: stream.context.request_id)
         if waiting:
-            send(Submit(ready.epoch, [stream.context.to_wire() for stream in waiting]))
+            send(_submission(ready.epoch, [stream.context for stream in waiting]))
 
     def detach(self) -> None:
         """The worker is gone: its unsent tokens never existed; live contexts wait for the next."""
@@ -261,6 +267,11 @@ class EngineClient:
         )
         if error is not None:
             stream.fail(error)
+
+
+def _submission(epoch: int, contexts: Sequence[TextContext]) -> Submit:
+    grammars = {c.grammar.digest: c.grammar for c in contexts if c.grammar is not None}
+    return Submit(epoch, [context.to_wire() for context in contexts], list(grammars.values()))
 
 
 def _finish_reason(stream: LiveStream, error: ApiError | None) -> FinishReason:

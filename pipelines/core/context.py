@@ -3,6 +3,7 @@
 import msgspec
 import numpy as np
 
+from quire.pipelines.core.grammar import Grammar, TokenMatcher
 from quire.pipelines.core.sampling_params import SamplingParams
 from quire.pipelines.core.status import TextGenerationStatus
 from quire.pipelines.core.token_buffer import TokenArray, TokenBuffer
@@ -22,6 +23,8 @@ class ContextWire(msgspec.Struct, array_like=True, frozen=True):
     eos_token_ids: tuple[int, ...]
     priority: int
     cache_salt: bytes
+    grammar_digest: str = ""
+    """Of the `Grammar` that goes with it, if one does."""
 
 
 class TextContext:
@@ -30,6 +33,7 @@ class TextContext:
     `request_id` is the engine's own number, never a client's label. `choice` is the index among
     the `n` choices of a request; it keys the sampling noise. `max_length` bounds prompt plus
     output. `priority`: lower runs first. `cache_salt` separates prefix-cache entries of tenants.
+    `grammar` constrains the output; a worker knows it by digest and holds the `matcher`.
 
     Raises:
         ValueError: an empty prompt, or a prompt that leaves no room for one token.
@@ -47,6 +51,7 @@ class TextContext:
         eos_token_ids: tuple[int, ...] = (),
         priority: int = 0,
         cache_salt: bytes = b"",
+        grammar: Grammar | None = None,
     ) -> None:
         if prompt.size >= max_length:
             raise ValueError(
@@ -60,6 +65,9 @@ class TextContext:
         self.eos_token_ids = eos_token_ids
         self.priority = priority
         self.cache_salt = cache_salt
+        self.grammar = grammar
+        self.grammar_digest = grammar.digest if grammar else ""
+        self.matcher: TokenMatcher | None = None
         room = max_length - self.tokens.prompt_length
         self.max_new_tokens = (
             room if params.max_new_tokens is None else min(params.max_new_tokens, room)
@@ -81,6 +89,8 @@ class TextContext:
     def update(self, token: int) -> None:
         """Append the token sampled after the active window and judge the end."""
         self.tokens.advance_with_token(token)
+        if self.matcher is not None:
+            self.matcher.accept(token)
         self.status = self.judge(token)
 
     def judge(self, token: int) -> TextGenerationStatus:
@@ -110,11 +120,12 @@ class TextContext:
             self.eos_token_ids,
             self.priority,
             self.cache_salt,
+            self.grammar_digest,
         )
 
     @classmethod
     def from_wire(cls, wire: ContextWire) -> "TextContext":
-        return cls(
+        context = cls(
             wire.request_id,
             np.frombuffer(wire.prompt, dtype=np.int32),
             wire.params,
@@ -125,3 +136,5 @@ class TextContext:
             priority=wire.priority,
             cache_salt=wire.cache_salt,
         )
+        context.grammar_digest = wire.grammar_digest
+        return context

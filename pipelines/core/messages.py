@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quire.pipelines.core.context import ContextWire
+from quire.pipelines.core.grammar import Grammar
 from quire.pipelines.core.logprobs import LogProbabilities, PromptLogProbabilities
 
 
@@ -17,6 +18,8 @@ class Submit(msgspec.Struct, tag="submit", array_like=True, frozen=True):
 
     epoch: int
     contexts: list[ContextWire]
+    grammars: list[Grammar] = []
+    """Those that the contexts name, each once."""
 
 
 class Abort(msgspec.Struct, tag="abort", array_like=True, frozen=True):
@@ -25,6 +28,12 @@ class Abort(msgspec.Struct, tag="abort", array_like=True, frozen=True):
 
 
 class ResetPrefixCache(msgspec.Struct, tag="reset_prefix_cache", array_like=True, frozen=True):
+    epoch: int
+
+
+class PrepareGrammars(msgspec.Struct, tag="prepare_grammars", array_like=True, frozen=True):
+    """A grammar is being compiled: load what walking it needs."""
+
     epoch: int
 
 
@@ -124,5 +133,5 @@ _DTYPES: dict[str, np.dtype[np.generic]] = {
     "queue_seconds": np.dtype("<f4"),
 }
 
-ToWorker = Submit | Abort | ResetPrefixCache
+ToWorker = Submit | Abort | ResetPrefixCache | PrepareGrammars
 FromWorker = Progress | Ready | Fatal | StepOutput

@@ -20,9 +20,11 @@ def constrain(logits_SV: torch.Tensor, row: int, context: TextContext) -> bool:
         kept = logits_V[tokens]
         logits_V.fill_(float("-inf"))
         logits_V[tokens] = kept
+    if context.matcher is not None:
+        context.matcher.mask(logits_V)
     if banned := _banned_tokens(context, logits_SV.shape[1]):
         mask_tokens(logits_SV, row, banned)
-    is_constrained = bool(params.allowed_token_ids or banned)
+    is_constrained = bool(params.allowed_token_ids or banned or context.matcher)
     return not is_constrained or bool(logits_V.isfinite().any())
 
 

@@ -50,6 +50,10 @@ class Engine:
             except ValueError as error:
                 self._rejected.append((context, str(error)))
 
+    def reject(self, context: TextContext, reason: str) -> None:
+        """Answer a context with a FAILED row of the next frame."""
+        self._rejected.append((context, reason))
+
     def abort(self, request_ids: Iterable[int]) -> None:
         """Forget contexts at any stage; no later frame has a row of theirs. Idempotent."""
         dropped = list(request_ids)

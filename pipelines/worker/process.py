@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 import zmq
@@ -25,6 +25,7 @@ from quire.pipelines.core.messages import (
     Abort,
     Fatal,
     FromWorker,
+    PrepareGrammars,
     Progress,
     Ready,
     ResetPrefixCache,
@@ -34,6 +35,9 @@ from quire.pipelines.core.messages import (
 from quire.pipelines.worker.boot import MAX_MESSAGE_BYTES, Boot
 from quire.pipelines.worker.engine import Engine
 from quire.pipelines.worker.progress import progress_bar
+
+if TYPE_CHECKING:
+    from quire.pipelines.structured.matcher import GrammarMatchers
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ class WorkerProcess:
 
     def __init__(self, boot: Boot) -> None:
         self._boot = boot
+        self._matchers: GrammarMatchers | None = None
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToWorker)
         self._context = zmq.Context()
@@ -80,6 +85,7 @@ class WorkerProcess:
 
             started = start_engine(settings, Path(self._boot.folder), epoch, progress)
         model, config = started.model, started.config
+        self._matchers = started.matchers
         # Everything alive now lives as long as the process: keep it out of later collections.
         gc.collect()
         gc.freeze()
@@ -123,13 +129,30 @@ class WorkerProcess:
             if message.epoch != self._boot.epoch:
                 continue
             match message:
-                case Submit(contexts=contexts):
-                    engine.submit(map(TextContext.from_wire, contexts))
+                case Submit():
+                    self._submit(engine, message)
                 case Abort(request_ids=request_ids):
                     engine.abort(request_ids)
                 case ResetPrefixCache():
                     engine.reset_prefix_cache()
+                case PrepareGrammars():
+                    self._grammars().prepare()
             changed = True
+
+    def _submit(self, engine: Engine, message: Submit) -> None:
+        for wire in message.contexts:
+            context = TextContext.from_wire(wire)
+            if context.grammar_digest:
+                try:
+                    self._grammars().attach(context, message.grammars)
+                except ValueError as error:
+                    engine.reject(context, f"structured output: {error}")
+                    continue
+            engine.submit([context])
+
+    def _grammars(self) -> "GrammarMatchers":
+        assert self._matchers is not None
+        return self._matchers
 
     def _send(self, message: FromWorker) -> None:
         self._socket.send(self._encoder.encode(message))

@@ -7,6 +7,7 @@ from pathlib import Path
 from quire.config.settings import ModelSettings
 from quire.pipelines.architectures.spec import load_model_spec
 from quire.pipelines.scheduler.config import SchedulerConfig
+from quire.pipelines.structured.matcher import GrammarMatchers
 from quire.pipelines.worker.engine import Engine
 from quire.pipelines.worker.load import LoadedModel, load_runner
 
@@ -18,6 +19,7 @@ class StartedEngine:
     engine: Engine
     model: LoadedModel
     config: SchedulerConfig
+    matchers: GrammarMatchers
 
 
 def start_engine(
@@ -29,7 +31,8 @@ def start_engine(
         ModelError: the folder or a weight is missing or wrong.
         ConfigError: the settings do not fit the model or the device.
     """
-    model = load_runner(settings, folder, load_model_spec(folder), progress)
+    spec = load_model_spec(folder)
+    model = load_runner(settings, folder, spec, progress)
     config = SchedulerConfig(
         num_pages=model.num_pages,
         page_size=settings.page_size,
@@ -38,4 +41,5 @@ def start_engine(
         max_length=model.max_length,
         enable_prefix_caching=settings.enable_prefix_caching,
     )
-    return StartedEngine(Engine(model.runner, config, epoch), model, config)
+    matchers = GrammarMatchers(folder, spec)
+    return StartedEngine(Engine(model.runner, config, epoch), model, config, matchers)

@@ -6,15 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from starlette.requests import Request
 
 from quire.config.limits import LIMITS
 from quire.pipelines.chat_template import TextTooLong
 from quire.pipelines.core.context import TextContext
+from quire.pipelines.core.grammar import Grammar
 from quire.pipelines.core.sampling_params import MAX_SEED, SamplingParams
 from quire.server.engine import Engine
 from quire.server.errors import ContextLengthExceeded, InvalidRequest
 from quire.server.openai.schema import GenerationRequest
 from quire.server.openai.served import ServedModel
+from quire.server.openai.structured import compiled_grammar, grammar_spec
 
 
 async def tokenize(
@@ -46,6 +49,7 @@ def build_contexts(
     *,
     param: str,
     default_max_tokens: int | None,
+    grammar: Grammar | None = None,
 ) -> list[TextContext]:
     """One context per prompt and choice: prompt 0's choices, prompt 1's, ...
 
@@ -87,6 +91,7 @@ def build_contexts(
                 eos_token_ids=served.eos_token_ids,
                 priority=request.priority,
                 cache_salt=(request.cache_salt or "").encode(),
+                grammar=grammar,
             )
             for choice in range(request.n)
         ]
@@ -202,3 +207,20 @@ def _bad_words(served: ServedModel, words: Sequence[str]) -> tuple[tuple[int, ..
         for space in ("", " ")
     )
     return tuple(dict.fromkeys(filter(None, spelled)))
+
+
+async def grammar_of(
+    http: Request, served: ServedModel, request: GenerationRequest
+) -> Grammar | None:
+    """The grammar that constrains the request's output, if one does.
+
+    Raises:
+        InvalidRequest: it cannot be enforced or compiled.
+    """
+    return await compiled_grammar(
+        http.app.state.grammars,
+        grammar_spec(request.response_format, request.structured_outputs),
+        ends=served.eos_token_ids,
+        ignore_eos=request.ignore_eos,
+        min_tokens=request.min_tokens,
+    )

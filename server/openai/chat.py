@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from quire.server.engine import Engine
 from quire.server.errors import InvalidRequest
-from quire.server.openai.admission import build_contexts, tokenize
+from quire.server.openai.admission import build_contexts, grammar_of, tokenize
 from quire.server.openai.body import read_request, warning_headers
 from quire.server.openai.generation import ChoiceDelta
 from quire.server.openai.logprobs import chat_logprobs, prompt_logprobs
@@ -104,7 +104,13 @@ async def create_chat_completion(http: Request) -> Response:
     is_cut = request.truncate_prompt_tokens is not None
     ids = await conversation_ids(engine, served, request, is_cut=is_cut)
     contexts = build_contexts(
-        engine, served, request, [ids], param="messages", default_max_tokens=None
+        engine,
+        served,
+        request,
+        [ids],
+        param="messages",
+        default_max_tokens=None,
+        grammar=await grammar_of(http, served, request),
     )
     return await respond(
         http,

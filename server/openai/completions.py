@@ -10,7 +10,7 @@ from starlette.responses import Response
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.logprobs import LogProbabilities
 from quire.server.engine import Engine
-from quire.server.openai.admission import build_contexts, tokenize
+from quire.server.openai.admission import build_contexts, grammar_of, tokenize
 from quire.server.openai.body import read_request, warning_headers
 from quire.server.openai.generation import ChoiceDelta
 from quire.server.openai.logprobs import (
@@ -130,6 +130,7 @@ async def create_completion(http: Request) -> Response:
         prompts,
         param="prompt",
         default_max_tokens=DEFAULT_COMPLETION_TOKENS,
+        grammar=await grammar_of(http, served, request),
     )
     given = [prompt for prompt in request.prompt for _ in range(request.n)]
     shown = [

@@ -32,7 +32,6 @@ NEVER = Harmless()
 OFF = Harmless((False,))
 ON = Harmless((True,))
 EMPTY = Harmless(([], {}, ""))
-_CONSTRAINED = Harmless(hint="constrained output is not served")
 _TOOLS = "tools are not served"
 _SAMPLER = "see top_k, top_p, min_p, temperature and the penalties"
 
@@ -66,24 +65,24 @@ SAMPLING: Mapping[str, Harmless] = {
 }
 
 CONSTRAINTS: Mapping[str, Harmless] = {
-    "response_format": Harmless(({"type": "text"},), _CONSTRAINED.hint),
-    **dict.fromkeys(
-        (
-            "structured_outputs",
-            "guided_json",
-            "guided_regex",
-            "guided_choice",
-            "guided_grammar",
-            "guided_decoding_backend",
-            "guided_whitespace_pattern",
-            "json_schema",
-            "regex",
-            "ebnf",
-            "grammar",
-            "structural_tag",
-        ),
-        _CONSTRAINED,
-    ),
+    "guided_json": Harmless(hint="use structured_outputs.json"),
+    "guided_regex": Harmless(hint="use structured_outputs.regex"),
+    "guided_choice": Harmless(hint="use structured_outputs.choice"),
+    "guided_grammar": Harmless(hint="use structured_outputs.grammar"),
+    "guided_decoding_backend": Harmless(hint="grammars are always compiled by xgrammar"),
+    "guided_whitespace_pattern": Harmless(hint="use structured_outputs.grammar"),
+    "json_schema": Harmless(hint="use response_format or structured_outputs.json"),
+    "regex": Harmless(hint="use structured_outputs.regex"),
+    "ebnf": Harmless(hint="use structured_outputs.grammar"),
+    "grammar": Harmless(hint="use structured_outputs.grammar"),
+    "structural_tag": Harmless(hint="use structured_outputs.structural_tag"),
+}
+
+STRUCTURED_OUTPUTS: Mapping[str, Harmless] = {
+    "disable_any_whitespace": OFF,
+    "disable_additional_properties": ON,
+    "disable_fallback": Harmless((True, False)),
+    "whitespace_pattern": NEVER,
 }
 
 ENGINE: Mapping[str, Harmless] = {

@@ -20,6 +20,7 @@ from quire.pipelines.core.sampling_params import MAX_SEED
 from quire.server.openai import known_fields
 from quire.server.openai.known_fields import Harmless, unsupported
 from quire.server.openai.request_model import RequestModel, refusal
+from quire.server.openai.structured import ResponseFormat, StructuredOutputs
 
 DEFAULT_COMPLETION_TOKENS = 16
 _INT32 = 2**31 - 1
@@ -123,6 +124,8 @@ class GenerationRequest(RequestModel):
         None, min_length=1, max_length=LIMITS.allowed_token_ids
     )
     bad_words: list[BadWord] = Field([], max_length=LIMITS.bad_words)
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     ignore_eos: bool = False
     prompt_logprobs: int | None = Field(None, ge=0, le=LIMITS.logprobs)
     skip_special_tokens: bool = True

@@ -1,0 +1,32 @@
+"""What constrains the text of a context: a grammar, compiled for one model's vocabulary."""
+
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "ebnf", "structural_tag"]
+
+
+class GrammarSpec(msgspec.Struct, frozen=True):
+    """What a request asks for. `source` is a JSON Schema, a regular expression, a JSON list of
+    strings, an EBNF grammar or a structural tag, by `kind`; empty for `json_object`."""
+
+    kind: GrammarKind
+    source: str = ""
+
+
+class Grammar(msgspec.Struct, frozen=True, array_like=True):
+    """A compiled grammar: `data` as xgrammar serializes it, `digest` of what it was made from."""
+
+    digest: str
+    data: str
+
+
+class TokenMatcher(Protocol):
+    """Where a context's text stands in its grammar."""
+
+    def mask(self, logits_V: Any) -> None:
+        """Set the fp32 logits of the tokens that cannot follow to -inf."""
+
+    def accept(self, token: int) -> None:
+        """Go on past a generated token."""
