@@ -2,12 +2,13 @@
 
 Exact per row by its choice of operations: each is elementwise with one correctly rounded result
 (no fused multiply-add, no `rsqrt`, whose vector body and scalar tail round differently), or a
-mean over the head dimension, which torch sums in the same order for any number of rows.
+mean over the last dimension, which torch sums in the same order for any number of rows.
 """
 
 import torch
 
 from quire.kernels.ragged_batch import RaggedBatch
+from quire.kernels.split_qkv_ragged.reference import places_of, write_cache
 
 
 def fused_qk_ragged_rope_reference(
@@ -21,28 +22,58 @@ def fused_qk_ragged_rope_reference(
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     epsilon: float = 1e-6,
+    interleaved: bool = False,
+    norm_weight_offset: float = 0.0,
+    multiply_before_cast: bool = False,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> torch.Tensor:
     """As `fused_qk_ragged_rope`."""
     _, kv_heads, page_size, head_dim = k_cache.shape
-    heads_THD = qkv.view(qkv.shape[0], -1, head_dim)
+    heads_THD = qkv.view(qkv.shape[0], num_heads + 2 * kv_heads, head_dim)
     q, k, v = torch.split(heads_THD, [num_heads, kv_heads, kv_heads], 1)
     cos, sin = cos_sin[batch.positions.long()].unsqueeze(1).chunk(2, -1)
-    pages = batch.slots // page_size
-    offsets = batch.slots % page_size
-    k_cache[pages, :, offsets] = _rotate(_normed(k, k_norm, epsilon), cos, sin)
-    v_cache[pages, :, offsets] = v
-    return _rotate(_normed(q, q_norm, epsilon), cos, sin)
+
+    def rotated(x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        if weight is not None:
+            rows = x if weight.shape[0] == head_dim else x.flatten(1)
+            rows = _normed(rows, weight, epsilon, norm_weight_offset, multiply_before_cast)
+            x = rows.view(x.shape)
+        return _rotate(x.float(), cos, sin, interleaved)
+
+    places = places_of(batch.slots, page_size)
+    write_cache(k_cache, places, rotated(k, k_norm), k_scale)
+    write_cache(v_cache, places, v, v_scale)
+    return rotated(q, q_norm).to(qkv.dtype)
 
 
-def _normed(x: torch.Tensor, weight: torch.Tensor | None, epsilon: float) -> torch.Tensor:
-    """RMS norm over the last axis, rounded to x.dtype before and after the weight, as HF does."""
-    if weight is None:
-        return x
+def _normed(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    epsilon: float,
+    weight_offset: float,
+    multiply_before_cast: bool,
+) -> torch.Tensor:
+    """RMS norm over the last axis, rounded to x.dtype after the weight and, as HF does, before."""
     wide = x.float()
     inverse = 1 / (wide.pow(2).mean(-1, keepdim=True) + epsilon).sqrt()
-    return weight * (wide * inverse).to(x.dtype)
+    normed = wide * inverse
+    if not multiply_before_cast:
+        normed = normed.to(x.dtype)
+    scale = weight.float() + weight_offset if weight_offset else weight
+    return (scale * normed).to(x.dtype)
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    left, right = x.float().chunk(2, -1)
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), -1).to(x.dtype)
+def _rotate(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
+) -> torch.Tensor:
+    """The first 2 * cos.shape[-1] elements of each head turned, the others as they are."""
+    half = cos.shape[-1]
+    if 2 * half < x.shape[-1]:
+        turned = _rotate(x[..., : 2 * half], cos, sin, interleaved)
+        return torch.cat((turned, x[..., 2 * half :]), -1)
+    if interleaved:
+        left, right = x.view(*x.shape[:-1], half, 2).unbind(-1)
+        return torch.stack((left * cos - right * sin, right * cos + left * sin), -1).flatten(-2)
+    left, right = x.chunk(2, -1)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin), -1)
