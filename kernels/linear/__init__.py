@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from quire.kernels.checks import FLOATS, check_tensor
+from quire.kernels.linear.dispatch import capability_of, library_for
+from quire.kernels.linear.reference import linear_reference
 from quire.kernels.linear.tile_plan import TilePlans
 from quire.kernels.torch_op import torch_op
 
@@ -44,10 +46,24 @@ def linear(
     if bias_N is not None:
         check_tensor("bias_N", bias_N, (weight_NK.shape[0],), x_TK.dtype, device=device)
     if x_TK.is_cuda:
-        from quire.kernels.linear.kernel import linear_triton as run
-    else:
-        from quire.kernels.linear.reference import linear_reference as run
-    return run(x_TK, weight_NK, bias_N)
+        return _on_cuda(x_TK, weight_NK, bias_N, exact=True)
+    return linear_reference(x_TK, weight_NK, bias_N)
+
+
+def _on_cuda(
+    x_TK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, *, exact: bool
+) -> torch.Tensor:
+    """As `linear`, by the library that the dispatch table names."""
+    capability = capability_of(x_TK.device)
+    if library_for(exact, capability, x_TK.dtype, x_TK.shape[0]) == "vendor":
+        return linear_reference(x_TK, weight_NK, bias_N)
+    from quire.kernels.linear.kernel import linear_triton
+
+    return linear_triton(x_TK, weight_NK, bias_N)
+
+
+def _applied_on_cuda(weight_NK: torch.Tensor, bias_N: torch.Tensor | None, *, exact: bool) -> Apply:
+    return lambda x_TK: _on_cuda(x_TK.contiguous(), weight_NK, bias_N, exact=exact)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +104,13 @@ def prepare_linear(
     """Lay out the weights for their device; the original may be freed afterwards (CPU).
 
     Exact: the bits of a row are the same for every number of rows and every place among them.
-    On CUDA that is a Triton kernel with fixed tiles; on a CPU, GEMMs of probed row counts (see
+    On CUDA that is a Triton kernel of one order over K; on a CPU, GEMMs of probed row counts (see
     `tile_plan`), for the number of threads at the time of this call.
 
     Args:
         weight_NK: [N, K], bfloat16 or float32, on CUDA also float16.
         bias_N: [N] in the dtype of the weight, or None.
-        exact: False lets the library choose its kernel by the number of rows.
+        exact: False lets the fastest library choose its kernel by the number of rows.
         plans: probe results; layers prepared with the same object probe each shape once.
 
     Raises:
@@ -114,14 +130,8 @@ def prepare_linear(
             f"got {tuple(bias_N.shape)} of {bias_N.dtype}"
         )
     row_counts: tuple[int, ...] = ()
-    if weight_NK.is_cuda and exact:
-        from quire.kernels.linear.kernel import linear_triton_with
-
-        apply = linear_triton_with(weight_NK, bias_N)
-    elif weight_NK.is_cuda:
-        from quire.kernels.linear.reference import linear_reference_with
-
-        apply = linear_reference_with(weight_NK, bias_N)
+    if weight_NK.is_cuda:
+        apply = _applied_on_cuda(weight_NK.contiguous(), bias_N, exact=exact)
     else:
         from quire.kernels.linear.cpu import in_row_counts, prepacked
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from quire.kernels.cases import Case, Operation
 
@@ -47,10 +48,29 @@ SERVED_CASES = tuple(
         (1024, 3072),
         (49152, 576),
         (6144, 4096),
+        (4096, 14336),
+        (28672, 4096),
     )
     for tokens in (1, 8, 32, 128, 512)
 )
 """For the benchmark: decode steps and a prefill chunk, 135M to 8B; order tokens, N, K."""
+
+ROWS_AND_WIDTH_BY_TILE = (
+    (512, 6144),
+    (512, 4096),
+    (1, 49152),
+    (128, 4096),
+    (1, 4096),
+    (1, 1024),
+)
+"""One shape for each tile of the 16-bit kernel, from large to small."""
+
+
+def _torch(
+    x_TK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None
+) -> torch.Tensor:
+    return F.linear(x_TK, weight_NK, bias_N)
+
 
 CASES = SMALL_CASES + SERVED_CASES
 OPERATIONS = (
@@ -60,11 +80,16 @@ OPERATIONS = (
         small=SMALL_CASES,
         served=SERVED_CASES,
         compiled=(
+            *(
+                linear_case(tokens, out_features, 192, torch.bfloat16)
+                for tokens, out_features in ROWS_AND_WIDTH_BY_TILE
+            ),
             linear_case(32, 1536, 576, torch.bfloat16, with_bias=True),
-            linear_case(32, 8192, 1024, torch.bfloat16),
             linear_case(32, 1536, 576, torch.float32),
+            linear_case(512, 1536, 576, torch.float32),
         ),
         row_inputs=("x_TK",),
         row_paths=("triton",),
+        peers={"F.linear": _torch},
     ),
 )

@@ -1,0 +1,73 @@
+"""All tiles of a matmul kernel compile to one family of instructions, which differ in width only.
+
+This is what makes a row's bits equal in a decode step and in a prefill: see the kernels.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MMA = re.compile(r"versionMajor = (\d+), .*instrShape = \[(\d+), (\d+)(?:, (\d+))?\]")
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the compile tool reports, from a process of its own without the interpreter."""
+    report = tmp_path_factory.mktemp("compile") / "matmuls.jsonl"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, ROOT / "tools" / "compile_kernels.py", "--json", report]
+    run = subprocess.run(
+        [*command, "--capability", "80", "90", "--op", "linear", "dynamic_scaled_matmul"],
+        check=False,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.endswith(" 0 unfit\n")
+    return [json.loads(line) for line in report.read_text().splitlines()]
+
+
+def test_tiles_share_one_family_of_instructions(kernels: list[dict[str, Any]]) -> None:
+    families = defaultdict(set)
+    widths = defaultdict(set)
+    for kernel in kernels:
+        if kernel["dtype"] == "torch.float32":
+            assert not kernel["layouts"]
+            continue
+        (layout,) = kernel["layouts"]
+        found = MMA.search(layout)
+        assert found, layout
+        version, rows, width, depth = found.groups()
+        key = kernel["op"], kernel["capability"]
+        families[key].add((version, rows, depth))
+        widths[key].add(int(width))
+        expected = {80: {"mma.sync", "cp.async"}, 90: {"wgmma", "cp.async"}}
+        assert set(kernel["instructions"]) >= expected[kernel["capability"]], kernel
+
+    assert families == {
+        ("linear", 80): {("2", "16", None)},
+        ("linear", 90): {("3", "16", "16")},
+        ("dynamic_scaled_matmul", 90): {("3", "16", "32")},
+    }
+    assert widths["linear", 90] == {16, 32, 64, 128, 256}
+    assert widths["dynamic_scaled_matmul", 90] == {16, 32, 64, 128}
+
+
+def test_only_block_scales_are_fused_into_the_sum(kernels: list[dict[str, Any]]) -> None:
+    """Where the compiler may contract, it may do so in one tile and not in another."""
+    scaled = [kernel for kernel in kernels if kernel["op"] == "dynamic_scaled_matmul"]
+    assert len(scaled) == 10
+    for kernel in scaled:
+        assert ("fma.rn.f32" in kernel["instructions"]) == ("-block-" in kernel["case"])
+    for kernel in kernels:
+        if kernel["op"] == "linear" and kernel["dtype"] != "torch.float32":
+            assert "fma.rn.f32" not in kernel["instructions"]
