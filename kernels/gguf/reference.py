@@ -1,0 +1,101 @@
+"""GGUF blocks in plain torch: the definition of correct, and the CPU path."""
+
+from collections.abc import Callable
+from types import MappingProxyType
+
+import torch
+
+from quire.kernels.gguf.encodings import block_parameters, in_features
+from quire.kernels.linear.reference import linear_reference
+
+
+def _half(blocks: torch.Tensor, offset: int) -> torch.Tensor:
+    """The float16 at `offset` of each block, as float32 [..., 1]."""
+    return blocks[..., offset : offset + 2].contiguous().view(torch.float16).float()
+
+
+def _nibbles(packed: torch.Tensor) -> torch.Tensor:
+    """Bytes [..., chunks, B] to numbers [..., chunks, 2, B]: low halves, then high halves."""
+    return torch.stack((packed & 15, packed >> 4), -2)
+
+
+def _q4_0(blocks: torch.Tensor) -> torch.Tensor:
+    """float16 d, 16 bytes: value = d * (nibble - 8), low nibbles first."""
+    return _half(blocks, 0) * (_nibbles(blocks[..., 2:]).flatten(-2).float() - 8)
+
+
+def _q8_0(blocks: torch.Tensor) -> torch.Tensor:
+    """float16 d, 32 int8: value = d * number."""
+    return _half(blocks, 0) * blocks[..., 2:].contiguous().view(torch.int8).float()
+
+
+def _scales_and_minima(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """float16 d and dmin, then 8 scales and 8 minima of 6 bits in 12 bytes: [..., 8, 1] each.
+
+    The first 4 are in bits 0-5 of bytes 0-3 and 4-7; the others have their low 4 bits in bytes
+    8-11 and the upper 2 in bits 6-7 of bytes 0-3 and 4-7.
+    """
+    low_scale, low_minimum, mixed = torch.unflatten(blocks[..., 4:16], -1, (3, 4)).unbind(-2)
+    high_scale = (mixed & 15) | (low_scale >> 2 & 0x30)
+    high_minimum = (mixed >> 4) | (low_minimum >> 2 & 0x30)
+    scale = torch.cat((low_scale & 63, high_scale), -1).float()
+    minimum = torch.cat((low_minimum & 63, high_minimum), -1).float()
+    return (_half(blocks, 0) * scale)[..., None], (_half(blocks, 2) * minimum)[..., None]
+
+
+def _q4_k(blocks: torch.Tensor) -> torch.Tensor:
+    """Scales and minima, 128 bytes: value = d * scale * nibble - dmin * minimum."""
+    scale, minimum = _scales_and_minima(blocks)
+    quants = _nibbles(torch.unflatten(blocks[..., 16:], -1, (4, 32))).flatten(-3, -2)
+    return (scale * quants.float() - minimum).flatten(-2)
+
+
+def _q5_k(blocks: torch.Tensor) -> torch.Tensor:
+    """As Q4_K with a fifth bit: bit i of 32 bytes belongs to the i-th 32 numbers."""
+    scale, minimum = _scales_and_minima(blocks)
+    quants = _nibbles(torch.unflatten(blocks[..., 48:], -1, (4, 32))).flatten(-3, -2)
+    shift = torch.arange(8, dtype=torch.uint8, device=blocks.device)[:, None]
+    quants = quants | (blocks[..., None, 16:48] >> shift & 1) << 4
+    return (scale * quants.float() - minimum).flatten(-2)
+
+
+def _q6_k(blocks: torch.Tensor) -> torch.Tensor:
+    """128 bytes of low 4 bits, 64 of upper 2, 16 int8 scales, float16 d.
+
+    value = d * scale * (number - 32), 16 numbers to a scale. Each half of the block has 64 low
+    bytes (low nibbles, then high nibbles) and 32 upper bytes (bits 0-1 for the first 32 numbers).
+    """
+    low = _nibbles(torch.unflatten(blocks[..., :128], -1, (2, 64))).flatten(-2)
+    low = torch.unflatten(low, -1, (4, 32))
+    shift = torch.arange(0, 8, 2, dtype=torch.uint8, device=blocks.device)[:, None]
+    high = torch.unflatten(blocks[..., 128:192], -1, (2, 1, 32)) >> shift & 3
+    numbers = (low | high << 4).flatten(-3).float() - 32
+    scale = _half(blocks, 208) * blocks[..., 192:208].contiguous().view(torch.int8).float()
+    return (scale[..., None] * torch.unflatten(numbers, -1, (16, 16))).flatten(-2)
+
+
+DEQUANTIZERS: MappingProxyType[str, Callable[[torch.Tensor], torch.Tensor]] = MappingProxyType(
+    {"Q4_0": _q4_0, "Q8_0": _q8_0, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k}
+)
+
+
+def dequantize_gguf_reference(
+    weight_bytes: torch.Tensor, encoding: str, out_dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """As `dequantize_gguf`."""
+    rows, row_bytes = weight_bytes.shape
+    size = block_parameters(encoding).block_size
+    blocks = weight_bytes.view(rows, row_bytes // size, size)
+    weights = DEQUANTIZERS[encoding](blocks)
+    return weights.reshape(rows, in_features(row_bytes, encoding)).to(out_dtype)
+
+
+def matmul_gguf_reference(
+    x_TK: torch.Tensor,
+    weight_bytes: torch.Tensor,
+    encoding: str,
+    bias_N: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """As `matmul_gguf`."""
+    weight = dequantize_gguf_reference(weight_bytes, encoding, x_TK.dtype)
+    return linear_reference(x_TK, weight, bias_N)
