@@ -1,8 +1,9 @@
-"""RMS norm with the residual addition of the layer before it."""
+"""RMS norm with the residual addition of the layer before it, in the dtype of x or in fp8."""
 
 import torch
 
 from quire.kernels.checks import FLOATS, check_tensor
+from quire.kernels.quantize_scaled_float8 import FP8, check_scale
 from quire.kernels.torch_op import torch_op
 
 
@@ -11,6 +12,9 @@ def _fake(
     weight_C: torch.Tensor,
     epsilon: float,
     residual_TC: torch.Tensor | None = None,
+    *,
+    weight_offset: float = 0.0,
+    multiply_before_cast: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty_like(x_TC), torch.empty_like(x_TC)
 
@@ -21,6 +25,9 @@ def rms_norm(
     weight_C: torch.Tensor,
     epsilon: float,
     residual_TC: torch.Tensor | None = None,
+    *,
+    weight_offset: float = 0.0,
+    multiply_before_cast: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Add the residual, if given, and normalize each row by its root mean square.
 
@@ -34,6 +41,8 @@ def rms_norm(
         weight_C: [C] in the dtype of x.
         epsilon: added to the mean square.
         residual_TC: as `x_TC`, or None.
+        weight_offset: added to the weight in fp32: 1 for weights stored as in HF GemmaRMSNorm.
+        multiply_before_cast: multiply by the weight in fp32 and round once, as GemmaRMSNorm.
 
     Returns:
         normed_TC and the new residual: the sum, or x itself without a residual.
@@ -41,13 +50,84 @@ def rms_norm(
     Raises:
         ValueError: a shape or dtype outside the above.
     """
+    _check(x_TC, weight_C, residual_TC)
+    if x_TC.is_cuda:
+        from quire.kernels.rms_norm.kernel import rms_norm_triton as run
+    else:
+        from quire.kernels.rms_norm.reference import rms_norm_reference as run
+    return run(
+        x_TC,
+        weight_C,
+        epsilon,
+        residual_TC,
+        weight_offset=weight_offset,
+        multiply_before_cast=multiply_before_cast,
+    )
+
+
+def _fake_quantized(
+    x_TC: torch.Tensor,
+    weight_C: torch.Tensor,
+    epsilon: float,
+    residual_TC: torch.Tensor | None = None,
+    *,
+    scale: torch.Tensor | None = None,
+    weight_offset: float = 0.0,
+    multiply_before_cast: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    scales = x_TC.new_empty(x_TC.shape[0], 1, dtype=torch.float32) if scale is None else scale
+    return torch.empty_like(x_TC, dtype=FP8), scales.clone(), torch.empty_like(x_TC)
+
+
+@torch_op(fake=_fake_quantized)
+def rms_norm_quantized(
+    x_TC: torch.Tensor,
+    weight_C: torch.Tensor,
+    epsilon: float,
+    residual_TC: torch.Tensor | None = None,
+    *,
+    scale: torch.Tensor | None = None,
+    weight_offset: float = 0.0,
+    multiply_before_cast: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`rms_norm`, then quantization to fp8, in one pass and with the same bits.
+
+    Args:
+        x_TC, weight_C, epsilon, residual_TC, weight_offset, multiply_before_cast: as of
+            `rms_norm`, C at least 1.
+        scale: one float32 on the device, as of `quantize_static_scaled_float8`, or None for a
+            scale per row, as of `quantize_dynamic_scaled_float8`.
+
+    Returns:
+        [T, C] of float8_e4m3fn; its scales: float32 [T, 1], or `scale` itself; and the new
+        residual as `rms_norm` gives it.
+
+    Raises:
+        ValueError: a shape, dtype or device outside the above.
+    """
+    _check(x_TC, weight_C, residual_TC)
+    if x_TC.shape[1] == 0:
+        raise ValueError(f"x_TC must have columns, got {list(x_TC.shape)}")
+    if scale is not None:
+        check_scale("scale", scale, x_TC.device)
+    if x_TC.is_cuda:
+        from quire.kernels.rms_norm.kernel import rms_norm_quantized_triton as run
+    else:
+        from quire.kernels.rms_norm.reference import rms_norm_quantized_reference as run
+    return run(
+        x_TC,
+        weight_C,
+        epsilon,
+        residual_TC,
+        scale=scale,
+        weight_offset=weight_offset,
+        multiply_before_cast=multiply_before_cast,
+    )
+
+
+def _check(x_TC: torch.Tensor, weight_C: torch.Tensor, residual_TC: torch.Tensor | None) -> None:
     check_tensor("x_TC", x_TC, ("T", "C"), FLOATS)
     tokens, columns = x_TC.shape
     check_tensor("weight_C", weight_C, (columns,), x_TC.dtype, device=x_TC.device)
     if residual_TC is not None:
         check_tensor("residual_TC", residual_TC, (tokens, columns), x_TC.dtype, device=x_TC.device)
-    if x_TC.is_cuda:
-        from quire.kernels.rms_norm.kernel import rms_norm_triton as run
-    else:
-        from quire.kernels.rms_norm.reference import rms_norm_reference as run
-    return run(x_TC, weight_C, epsilon, residual_TC)

@@ -2,11 +2,12 @@
 
 import torch
 
+from quire.kernels.checks import check_range, check_tensor
 from quire.kernels.sampling.inputs import SamplingInputs
 from quire.kernels.sampling.logits import (
     PenaltyRow,
     TopLogProbabilities,
-    apply_penalties_to_logits,
+    apply_penalty_rows,
     find_invalid_rows,
     mask_tokens,
     top_log_probabilities,
@@ -16,12 +17,16 @@ __all__ = [
     "PenaltyRow",
     "SamplingInputs",
     "TopLogProbabilities",
-    "apply_penalties_to_logits",
+    "apply_penalty_rows",
     "find_invalid_rows",
     "mask_tokens",
     "sample_tokens",
     "top_log_probabilities",
+    "topk_fused_sampling",
 ]
+
+MAX_VOCABULARY = 2**20
+"""For more the integer masses of the kernels could overflow."""
 
 
 def sample_tokens(logits_RV: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
@@ -45,11 +50,7 @@ def sample_tokens(logits_RV: torch.Tensor, inputs: SamplingInputs) -> torch.Tens
     Raises:
         ValueError: a shape or dtype outside the above.
     """
-    if logits_RV.ndim != 2 or logits_RV.dtype != torch.float32 or not logits_RV.is_contiguous():
-        raise ValueError(
-            f"logits must be contiguous float32 [R, V], "
-            f"got {logits_RV.dtype} {tuple(logits_RV.shape)}"
-        )
+    _check_logits("logits_RV", logits_RV)
     if inputs.temperature.shape != logits_RV.shape[:1]:
         raise ValueError(
             f"inputs must have {logits_RV.shape[0]} rows, got {inputs.temperature.shape[0]}"
@@ -61,3 +62,65 @@ def sample_tokens(logits_RV: torch.Tensor, inputs: SamplingInputs) -> torch.Tens
     else:
         from quire.kernels.sampling.cpu import sample_tokens_cpu as run
     return run(logits_RV, inputs)
+
+
+def topk_fused_sampling(
+    logits: torch.Tensor,
+    top_k: torch.Tensor | int,
+    *,
+    temperature: torch.Tensor | float = 1.0,
+    max_k: int | None = None,
+    top_p: torch.Tensor | float = 1.0,
+    min_p: torch.Tensor | float = 0.0,
+    seed: torch.Tensor | int = 0,
+    choice: torch.Tensor | int = 0,
+    position: torch.Tensor | int = 0,
+) -> torch.Tensor:
+    """Choose a token per row as `sample_tokens` does, from options that may be on the device.
+
+    Each option is one number for all rows or a tensor [B] on the device of the logits: `top_k`,
+    `choice`, `position` int32, `temperature`, `top_p`, `min_p` float32, `seed` int64. Nothing
+    waits for the device, so a CUDA graph may hold the call and read new values from the tensors;
+    values in a tensor are not checked. Rows of one seed and choice that should differ need
+    different positions.
+
+    A CPU and a GPU may disagree where rounding decides: of exp and log, and of masses, which are
+    float64 on a CPU and whole numbers of 2^-42 of the best token's on a GPU. Either way a row's
+    token does not depend on the other rows.
+
+    Args:
+        logits: float32 [B, V], contiguous, not changed; V at most 2^20.
+        top_k: tokens to keep, below 1 for all.
+        temperature: 0 takes the most likely token.
+        max_k: bounds every top_k that is on.
+        top_p: probability mass to keep, 1 for all.
+        min_p: least probability to keep, as a share of the greatest; 0 for all.
+        seed: with `choice` and `position`, the key of the noise.
+
+    Returns:
+        int32 [B, 1] on the device of the logits, each in [0, V).
+
+    Raises:
+        ValueError: a shape, dtype, device or number outside the above.
+    """
+    _check_logits("logits", logits)
+    if logits.is_cuda:
+        from quire.kernels.sampling.kernel import topk_fused_sampling_triton as run
+    else:
+        from quire.kernels.sampling.cpu import topk_fused_sampling_cpu as run
+    return run(
+        logits,
+        top_k,
+        temperature=temperature,
+        max_k=max_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        choice=choice,
+        position=position,
+    )
+
+
+def _check_logits(name: str, logits_RV: torch.Tensor) -> None:
+    check_tensor(name, logits_RV, ("R", "V"), torch.float32)
+    check_range(f"the vocabulary of {name}", logits_RV.shape[1], 1, MAX_VOCABULARY)

@@ -1,10 +1,12 @@
 """Sampling on a CPU: sorts only rows that filter, noise only for tokens that can still win."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quire.kernels.sampling.inputs import SamplingInputs
+from quire.kernels.sampling.inputs import SamplingInputs, row_parameters
 from quire.kernels.sampling.noise import NOISE_RANGE, gumbel, row_keys, token_words
 from quire.kernels.sampling.reference import cumulative_mass, filter_limit, min_p_limit
 
@@ -28,6 +30,13 @@ def sample_tokens_cpu(logits_RV: torch.Tensor, inputs: SamplingInputs) -> torch.
         rows = drawn[start : start + group]
         tokens[rows] = _draw(logits_RV[torch.from_numpy(rows)], inputs.take(rows))
     return torch.from_numpy(tokens)
+
+
+def topk_fused_sampling_cpu(
+    logits: torch.Tensor, top_k: torch.Tensor | int, **options: Any
+) -> torch.Tensor:
+    """As `topk_fused_sampling`."""
+    return sample_tokens_cpu(logits, row_parameters(logits, top_k, **options).to_host())[:, None]
 
 
 def _draw(logits_RV: torch.Tensor, inputs: SamplingInputs) -> NDArray[np.int32]:

@@ -35,7 +35,7 @@ class TopLogProbabilities:
     values: NDArray[np.float32]
 
 
-def apply_penalties_to_logits(logits_RV: torch.Tensor, rows: Sequence[PenaltyRow]) -> None:
+def apply_penalty_rows(logits_RV: torch.Tensor, rows: Sequence[PenaltyRow]) -> None:
     """Apply repetition, then frequency and presence penalties in place, as vLLM does.
 
     Repetition (CTRL, https://arxiv.org/abs/1909.05858, as HF): positive logits of tokens in the

@@ -21,6 +21,9 @@ UNIFORM_STEP = 2.0**-24
 LEAST_UNIFORM = 2.0**-25
 """In place of 0."""
 
+ACCEPTANCE_STREAM, RESIDUAL_STREAM = 1 << 30, 1 << 29
+"""Bits of `choice` that set apart what is drawn at one position for more than one purpose."""
+
 NOISE_RANGE = 20.0
 """More than the greatest gumbel (16.7) less the least (-2.9): who is further behind has lost."""
 
@@ -63,12 +66,14 @@ def token_words(tokens: torch.Tensor, key_0: torch.Tensor, key_1: torch.Tensor) 
     return _mix_int32(_mix_int32(words).bitwise_xor_(key_1))
 
 
+def uniform(words: torch.Tensor) -> torch.Tensor:
+    """Uniform noise in (0, 1), float32, from int32 words."""
+    return (words >> 8).bitwise_and_(0xFFFFFF).float().mul_(UNIFORM_STEP).clamp_(min=LEAST_UNIFORM)
+
+
 def gumbel(words: torch.Tensor) -> torch.Tensor:
     """Gumbel noise, float32, from int32 words."""
-    uniform = (
-        (words >> 8).bitwise_and_(0xFFFFFF).float().mul_(UNIFORM_STEP).clamp_(min=LEAST_UNIFORM)
-    )
-    return uniform.log_().neg_().log_().neg_()
+    return uniform(words).log_().neg_().log_().neg_()
 
 
 def _mix_int32(words: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,11 @@
 """Sampling in plain torch, row by row, everything sorted: the definition of correct."""
 
 import math
+from typing import Any
 
 import torch
 
-from quire.kernels.sampling.inputs import SamplingInputs
+from quire.kernels.sampling.inputs import SamplingInputs, row_parameters
 from quire.kernels.sampling.noise import gumbel, row_keys, token_words
 
 
@@ -28,6 +29,14 @@ def sample_tokens_reference(logits_RV: torch.Tensor, inputs: SamplingInputs) -> 
         score_V = torch.where(distance_V <= limit, gumbel(words_V) - distance_V, -math.inf)
         tokens[row] = score_V.argmax()
     return tokens.to(logits_RV.device)
+
+
+def topk_fused_sampling_reference(
+    logits: torch.Tensor, top_k: torch.Tensor | int, **options: Any
+) -> torch.Tensor:
+    """As `topk_fused_sampling`."""
+    inputs = row_parameters(logits, top_k, **options).to_host()
+    return sample_tokens_reference(logits, inputs)[:, None]
 
 
 def filter_limit(distance_V: torch.Tensor, top_k: int, top_p: float, min_p: float) -> float:

@@ -15,7 +15,8 @@ def swish_glu(gate_up_T2F: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up, with silu(g) = g / (1 + exp(-g)); fp32 inside, rounded once.
 
     SwiGLU of Shazeer 2020, https://arxiv.org/abs/2002.05202. An element's bits depend on its
-    gate and up values alone.
+    gate and up values alone. MAX's swish_glu(a, b0, b1) = swish(a @ b0.T) * (a @ b1.T) is this of
+    `linear(a, torch.cat((b0, b1)))`: one product with the joined weights, then the activation.
 
     Args:
         gate_up_T2F: [T, 2F], gate in the first F columns, up in the last F; bfloat16, float16

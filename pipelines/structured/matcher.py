@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from quire.kernels.logits_processing import apply_token_bitmask
 from quire.pipelines.architectures.spec import ModelSpec
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.grammar import Grammar
@@ -28,11 +28,8 @@ class GrammarMatcher:
 
     def mask(self, logits_V: torch.Tensor) -> None:
         """Set the fp32 logits of the tokens that cannot follow to -inf."""
-        if not self._matcher.fill_next_token_bitmask(self._bitmask, 0):
-            return
-        bits = self._bitmask.numpy().view(np.uint8)
-        allowed = np.unpackbits(bits, bitorder="little")[: len(logits_V)].view(np.bool_)
-        logits_V.masked_fill_(~torch.from_numpy(allowed).to(logits_V.device), float("-inf"))
+        if self._matcher.fill_next_token_bitmask(self._bitmask, 0):
+            apply_token_bitmask(logits_V[None], self._bitmask.to(logits_V.device))
 
     def accept(self, token: int) -> None:
         """Go on past a generated token.

@@ -4,12 +4,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from quire.kernels.cases import Case
-from quire.kernels.rms_norm import rms_norm
+from quire.kernels.quantize_scaled_float8 import (
+    quantize_dynamic_scaled_float8,
+    quantize_static_scaled_float8,
+)
+from quire.kernels.rms_norm import rms_norm, rms_norm_quantized
 from quire.kernels.rms_norm.cases import CASES, SMALL_CASES
-from quire.kernels.rms_norm.kernel import rms_norm_triton
+from quire.kernels.rms_norm.kernel import rms_norm_quantized_triton, rms_norm_triton
 
 CPU = torch.device("cpu")
 Norm = Callable[..., tuple[torch.Tensor, torch.Tensor]]
@@ -33,6 +38,71 @@ def test_equals_transformers(norm: Norm, case: Case, same_bits: SameBits) -> Non
     assert normed.dtype == total.dtype
     with torch.no_grad():
         torch.testing.assert_close(normed, oracle(total), atol=case.tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("columns", [1, 255, 16384])
+@pytest.mark.parametrize("norm", PATHS)
+def test_offset_before_the_cast_equals_gemma(
+    norm: Norm, columns: int, dtype: torch.dtype, same_bits: SameBits
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(3, columns, generator=generator).to(dtype)
+    oracle = GemmaRMSNorm(columns, 1e-6).to(dtype)
+    oracle.weight.data = (0.3 * torch.randn(columns, generator=generator)).to(dtype)
+
+    normed, _ = norm(x, oracle.weight.data, 1e-6, weight_offset=1.0, multiply_before_cast=True)
+
+    # Rounded once: one unit in the last place, where a reciprocal root's last bit decides.
+    rtol = {torch.float32: 1e-6, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}[dtype]
+    with torch.no_grad():
+        torch.testing.assert_close(normed, oracle(x), atol=1e-6, rtol=rtol)
+    same = (normed == oracle(x)).float().mean()
+    assert dtype == torch.float32 or same > 0.99
+
+
+@pytest.mark.parametrize("norm", PATHS)
+def test_an_offset_alone_is_added_to_the_weight_in_float32(norm: Norm, same_bits: SameBits) -> None:
+    x = torch.randn(2, 300).bfloat16()
+    weight = torch.full((300,), 1.0 / 512).bfloat16()
+
+    normed, _ = norm(x, weight, 1e-6, weight_offset=1.0)
+
+    plain, _ = norm(x, torch.ones(300).bfloat16(), 1e-6)
+    assert same_bits(normed, (plain.float() * (1 + 1.0 / 512)).bfloat16())
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("norm", "quantized"),
+    [(rms_norm, rms_norm_quantized), (rms_norm_triton, rms_norm_quantized_triton)],
+)
+def test_quantized_is_the_norm_then_the_quantization(
+    norm: Norm,
+    quantized: Callable[..., tuple[torch.Tensor, ...]],
+    dtype: torch.dtype,
+    with_residual: bool,
+    same_bits: SameBits,
+) -> None:
+    x, residual = torch.randn(2, 4, 300).to(dtype)
+    x[2] = residual[2] = 0.0
+    weight = torch.rand(300).to(dtype)
+    options = {"weight_offset": 1.0, "multiply_before_cast": with_residual}
+    inputs = (x, weight, 1e-6, residual if with_residual else None)
+    normed, total = norm(*inputs, **options)
+    scale = torch.tensor(0.004)
+
+    dynamic, scales, new_residual = quantized(*inputs, **options)
+    static, same_scale, _ = quantized(*inputs, **options, scale=scale)
+
+    expected, expected_scales = quantize_dynamic_scaled_float8(normed)
+    assert same_bits(new_residual, total)
+    assert same_bits(scales, expected_scales)
+    assert torch.equal(dynamic.view(torch.uint8), expected.view(torch.uint8))
+    expected = quantize_static_scaled_float8(normed, scale)
+    assert torch.equal(static.view(torch.uint8), expected.view(torch.uint8))
+    assert same_scale is scale
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -88,3 +158,7 @@ def test_wrong_inputs_are_named() -> None:
         rms_norm(x, weight.bfloat16(), 1e-5)
     with pytest.raises(ValueError, match=r"residual_TC must be \[3, 8\], got \[2, 8\]"):
         rms_norm(x, weight, 1e-5, torch.ones(2, 8))
+    with pytest.raises(ValueError, match=r"scale must be \[\], \[1\] or \[1, 1\], got \[3\]"):
+        rms_norm_quantized(x, weight, 1e-5, scale=torch.ones(3))
+    with pytest.raises(ValueError, match=r"x_TC must have columns, got \[3, 0\]"):
+        rms_norm_quantized(torch.ones(3, 0), torch.ones(0), 1e-5)

@@ -12,7 +12,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from quire.kernels.sampling import (
     PenaltyRow,
-    apply_penalties_to_logits,
+    apply_penalty_rows,
     find_invalid_rows,
     mask_tokens,
     top_log_probabilities,
@@ -37,7 +37,7 @@ def test_repetition_equals_transformers(logits: torch.Tensor, penalty: float) ->
     expected[1:2] = RepetitionPenaltyLogitsProcessor(penalty)(history, logits[1:2].clone())
 
     row = PenaltyRow(1, 0.0, 0.0, penalty, ids(3, 5, 5, 0), ids(19, 7, 7))
-    apply_penalties_to_logits(logits, [row])
+    apply_penalty_rows(logits, [row])
 
     assert torch.equal(logits, expected)
 
@@ -52,7 +52,7 @@ def test_frequency_and_presence_count_generated_tokens_after_repetition(
     counts = torch.bincount(torch.from_numpy(generated), minlength=20)
     expected[2] -= 0.7 * counts + 0.3 * (counts > 0)
 
-    apply_penalties_to_logits(logits, [PenaltyRow(2, 0.7, 0.3, 2.0, ids(2), generated)])
+    apply_penalty_rows(logits, [PenaltyRow(2, 0.7, 0.3, 2.0, ids(2), generated)])
 
     torch.testing.assert_close(logits.double(), expected, atol=1e-6, rtol=1e-6)
 
@@ -60,7 +60,7 @@ def test_frequency_and_presence_count_generated_tokens_after_repetition(
 def test_nothing_generated_yet_changes_nothing(logits: torch.Tensor) -> None:
     expected = logits.clone()
 
-    apply_penalties_to_logits(logits, [PenaltyRow(0, 2.0, 2.0, 1.0, ids(1, 2), ids())])
+    apply_penalty_rows(logits, [PenaltyRow(0, 2.0, 2.0, 1.0, ids(1, 2), ids())])
 
     assert torch.equal(logits, expected)
 
@@ -83,7 +83,7 @@ def test_token_ids_outside_the_vocabulary_are_named(logits: torch.Tensor, token:
         PenaltyRow(0, 1, 0, 1, ids(), ids(token)),
     ):
         with pytest.raises(ValueError, match=message):
-            apply_penalties_to_logits(logits, [row])
+            apply_penalty_rows(logits, [row])
     with pytest.raises(ValueError, match=message):
         mask_tokens(logits, 0, [1, token])
     with pytest.raises(ValueError, match=message):
