@@ -6,11 +6,13 @@ Each result is first held against the op's reference; one that differs is not ti
 code is 1. `floor` is the share of the time that the measured copy bandwidth and matmul rate of
 this machine would need for the case's bytes and FLOPs, whichever takes longer; `x peer` is how
 many times the fastest equivalent of torch takes in the same run. On a CPU the fastest of several
-runs counts and caches are warm; on CUDA the median with a flushed L2.
+runs counts and caches are warm, and cases of GPU size (--max-floor) are left out; on CUDA it is the
+median with a flushed L2.
 """
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -25,6 +27,8 @@ from quire.kernels.cases import Case, Operation, every_operation
 from quire.kernels.linear import prepare_linear
 
 ROOT = Path(__file__).parents[1]
+
+CPU_MAX_FLOOR = 10.0
 
 Run = Callable[[], Any]
 
@@ -129,28 +133,38 @@ def main() -> int:
     parser.add_argument("--op", action="append", choices=[operation.name for operation in found])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--max-floor",
+        type=float,
+        help="leave out cases whose floor is above so many milliseconds (10 on a CPU, else none)",
+    )
     parser.add_argument("--json", type=Path, help="append one JSON line per case")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
+    most = options.max_floor or (CPU_MAX_FLOOR if device.type == "cpu" else math.inf)
     bandwidth, peaks = measured_limits(device)
     about = {"device": device_name(device), "commit": commit(), "torch": torch.__version__}
     rates = ", ".join(f"{str(dtype)[6:]} {peak / 1e12:.2f}" for dtype, peak in peaks.items())
     print(f"{about}\ncopy {bandwidth / 1e9:.1f} GB/s; matmul TFLOP/s: {rates}\n")
     header = ("op", "case", "us", "GB/s", "TFLOP/s", "floor", "x peer")
-    print("{:32} {:38} {:>10} {:>8} {:>8} {:>6} {:>7}".format(*header))
-    wrong = 0
+    print("{:32} {:38} {:>10} {:>8} {:>8} {:>6} {:>7}".format(*header), flush=True)
+    wrong = left_out = 0
     for operation in found:
         if options.op and operation.name not in options.op:
             continue
         for case in operation.served:
+            peak = peaks.get(case.dtype, max(peaks.values()))
+            least = max(case.bytes_moved / bandwidth, case.flops / peak)
+            if least * 1e3 > most:
+                left_out += 1
+                continue
             for label, taken, peer in measure(operation, case, device):
                 if taken is None:
                     wrong += 1
                     print(f"{label:32} {case.name:38} differs from the reference: not timed")
                     continue
-                peak = peaks.get(case.dtype, max(peaks.values()))
-                floor = max(case.bytes_moved / bandwidth, case.flops / peak) / taken
+                floor = least / taken
                 ratio = None if peer is None else peer / taken
                 print(
                     f"{label:32} {case.name:38} {taken * 1e6:10.1f} "
@@ -164,6 +178,7 @@ def main() -> int:
                 if options.json:
                     with options.json.open("a") as file:
                         file.write(json.dumps(row) + "\n")
+    print(f"\n{left_out} cases left out with a floor above {most:g} ms; {wrong} wrong")
     return 1 if wrong else 0
 
 
