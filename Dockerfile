@@ -9,6 +9,11 @@
 FROM python:3.11.14-slim-bookworm AS base
 
 FROM base AS wheel
+# For the native CPU kernels; without a compiler the wheel is made without them.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .

@@ -52,7 +52,7 @@ bench: install-test
 
 ## wheel          build dist/*.whl
 wheel: install-test
-	rm -rf build/lib dist
+	rm -rf build/lib* dist
 	$(BIN)/python -m pip wheel -q --no-deps -w dist .
 
 ## clean          remove .venv and everything built

@@ -64,7 +64,7 @@ def test_every_resource_is_declared_as_package_data() -> None:
         path.relative_to(ROOT).as_posix()
         for top in TOP
         for path in (ROOT / top).rglob("*")
-        if path.is_file() and path.suffix not in (".py", ".pyc")
+        if path.is_file() and path.suffix not in (".py", ".pyc", ".so")
         if not set(path.parts) & set(NOT_SHIPPED)
         if not is_declared(path, top, patterns)
     ]

@@ -35,9 +35,17 @@ class AttentionWithRope:
         self.scale = head_dim**-0.5
 
     def __call__(
-        self, x_TC: torch.Tensor, cos_sin: torch.Tensor, cache: LayerCache, batch: RaggedBatch
+        self,
+        x_TC: torch.Tensor,
+        cos_sin: torch.Tensor,
+        cache: LayerCache,
+        batch: RaggedBatch,
+        decode_plan: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Attend, after writing this step's keys and values into their pages."""
+        """Attend, after writing this step's keys and values into their pages.
+
+        `decode_plan`: of `plan_decode` for this batch and window, where the device reads one.
+        """
         q_norm, k_norm = self.qk_norm or (None, None)
         q_THD = fused_qk_ragged_rope(
             self.wqkv(x_TC),
@@ -51,6 +59,12 @@ class AttentionWithRope:
             epsilon=q_norm.epsilon if q_norm else 0.0,
         )
         out_THD = flash_attention_ragged(
-            q_THD, cache.k, cache.v, batch, scale=self.scale, sliding_window=self.sliding_window
+            q_THD,
+            cache.k,
+            cache.v,
+            batch,
+            scale=self.scale,
+            sliding_window=self.sliding_window,
+            decode_plan=decode_plan,
         )
         return self.wo(out_THD.flatten(1))

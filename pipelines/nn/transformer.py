@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from quire.kernels.flash_attention_ragged import plan_decode
 from quire.kernels.ragged_batch import RaggedBatch
 from quire.pipelines.kv_cache.storage import LayerCache
 from quire.pipelines.nn.attention import AttentionWithRope
@@ -35,10 +36,11 @@ class TransformerBlock:
         cos_sin: torch.Tensor,
         cache: LayerCache,
         batch: RaggedBatch,
+        decode_plan: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The block's own output and the residual to which the next norm adds it."""
         x_TC, residual_TC = self.attention_norm(x_TC, residual_TC)
-        x_TC = self.attention(x_TC, cos_sin, cache, batch)
+        x_TC = self.attention(x_TC, cos_sin, cache, batch, decode_plan)
         x_TC, residual_TC = self.mlp_norm(x_TC, residual_TC)
         return self.mlp(x_TC), residual_TC
 
@@ -99,6 +101,20 @@ class Transformer:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         x_TC: torch.Tensor = self.embedding(tokens_T)
         residual_TC: torch.Tensor | None = None
+        plans = self._decode_plans(batch)
         for block, cache in zip(self.blocks, caches, strict=True):
-            x_TC, residual_TC = block(x_TC, residual_TC, self.cos_sin, cache, batch)
+            plan = plans.get(block.attention.sliding_window)
+            x_TC, residual_TC = block(x_TC, residual_TC, self.cos_sin, cache, batch, plan)
         return x_TC, residual_TC
+
+    def _decode_plans(self, batch: RaggedBatch) -> dict[int | None, torch.Tensor]:
+        """By window, the work list of the step's decode rows: made once, shared by all layers."""
+        if not reads_plans(batch):
+            return {}
+        windows = {block.attention.sliding_window for block in self.blocks}
+        return {window: plan_decode(batch, sliding_window=window) for window in windows}
+
+
+def reads_plans(batch: RaggedBatch) -> bool:
+    """Whether the attention of this batch's device reads a plan."""
+    return batch.cache_lengths.is_cuda and batch.num_decode > 0

@@ -6,6 +6,7 @@ and layouts carry a promise.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+ATTENDING = ("prefill_kernel", "decode_kernel")
+WARPS = re.compile(r"warpsPerCTA = \[(\d+), (\d+)\]")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, ROOT / "tools" / "compile_kernels.py", "--json", report]
     run = subprocess.run(
-        [*command, "--op", "flash_attention_ragged", "linear"],
+        [*command, "--capability", "80", "90", "--op", "flash_attention_ragged", "linear"],
         check=False,
         env=environment,
         capture_output=True,
@@ -37,21 +40,33 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 def test_tensor_cores_are_used(kernels: list[dict[str, Any]]) -> None:
     expected = {80: {"mma.sync", "cp.async"}, 90: {"wgmma", "cp.async"}}
-    attention = [kernel for kernel in kernels if kernel["kernel"] == "attention_kernel"]
+    attention = [kernel for kernel in kernels if kernel["kernel"] in ATTENDING]
     assert attention
     for kernel in attention:
         assert set(kernel["instructions"]) >= expected[kernel["capability"]], kernel
 
 
 def test_prefill_and_decode_compile_to_the_same_arithmetic(kernels: list[dict[str, Any]]) -> None:
-    """Same tensor-core layouts for both launches, and no contraction that only one may get."""
-    launches = defaultdict(list)
+    """A warp has one shape of each product in both kernels, and no contraction is in only one.
+
+    Prefill tiles may have twice the rows, with twice the warps, all of them along the rows: the
+    instruction, and how warps share keys and columns, must be the same.
+    """
+    launches: dict[tuple[str, int], dict[str, list[str]]] = defaultdict(dict)
     for kernel in kernels:
         if kernel["op"] == "flash_attention_ragged":
             assert "fma.rn.f32" not in kernel["instructions"], kernel
-        if kernel["kernel"] == "attention_kernel":
-            launches[kernel["case"], kernel["capability"]].append(kernel["layouts"])
+        if kernel["kernel"] in ATTENDING:
+            launches[kernel["case"], kernel["capability"]][kernel["kernel"]] = kernel["layouts"]
     assert launches
-    for decode, prefill in launches.values():
-        assert decode == prefill
+    for launch in launches.values():
+        prefill, decode = (launch[name] for name in ATTENDING)
         assert decode
+        along_rows = r"warpsPerCTA = [rows, \2]"
+        assert [WARPS.sub(along_rows, line) for line in prefill] == [
+            WARPS.sub(along_rows, line) for line in decode
+        ]
+        for wide, narrow in zip(prefill, decode, strict=True):
+            if wide != narrow:
+                assert WARPS.findall(wide) == [("8", "1")]
+                assert WARPS.findall(narrow) == [("4", "1")]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from quire.kernels.cases import Case, random_ragged_batch
-from quire.kernels.flash_attention_ragged import cpu, flash_attention_ragged
+from quire.kernels.flash_attention_ragged import flash_attention_ragged
 from quire.kernels.flash_attention_ragged.cases import SERVED_CASES, SMALL_CASES
 from quire.kernels.flash_attention_ragged.kernel import flash_attention_ragged_triton
 from quire.kernels.flash_attention_ragged.reference import flash_attention_ragged_reference
@@ -88,6 +88,8 @@ class Contexts:
     v: list[torch.Tensor]
     generator: torch.Generator
     window: int | None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    cache_dtype: torch.dtype | None = None
 
     @classmethod
     def draw(
@@ -124,7 +126,13 @@ class Contexts:
         k_cache, v_cache = self._caches(rows, batch, num_pages, page_size)
         q = torch.cat([self.q[i][start : start + count] for i, start, count in rows])
         out = attention(
-            q, k_cache, v_cache, batch, scale=q.shape[2] ** -0.5, sliding_window=self.window
+            q,
+            k_cache,
+            v_cache,
+            batch,
+            scale=q.shape[2] ** -0.5,
+            sliding_window=self.window,
+            **self.options,
         )
         return list(torch.split(out, [count for _, _, count in rows]))
 
@@ -143,7 +151,8 @@ class Contexts:
             pages = batch.lookup_table[line].long()[keys // page_size]
             k_cache[pages, :, keys % page_size] = self.k[context][: len(keys)]
             v_cache[pages, :, keys % page_size] = self.v[context][: len(keys)]
-        return k_cache, v_cache
+        stored = self.cache_dtype or k_cache.dtype
+        return k_cache.to(stored), v_cache.to(stored)
 
     def alone(self, attention: Attention, context: int) -> torch.Tensor:
         """One context as one prefill, by itself."""
@@ -151,7 +160,7 @@ class Contexts:
 
 
 def assert_same_bits(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    bits = torch.int16 if actual.dtype == torch.bfloat16 else torch.int32
+    bits = torch.int16 if actual.dtype.itemsize == 2 else torch.int32
     assert torch.equal(actual.view(bits), expected.view(bits))
 
 
@@ -210,26 +219,6 @@ def test_token_by_token_equals_one_prefill(threads: int, dtype: torch.dtype) -> 
                 assert_same_bits(out, alone[position : position + 1])
 
 
-def test_a_cpu_whose_tiles_are_not_exact_runs_tokens_one_by_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Such a CPU (AVX2) must get the same shape of call for every token, so the same bits."""
-    monkeypatch.setattr(cpu, "_may_share_tiles", lambda *_: False)
-    calls = []
-    flash = cpu._flash
-
-    def recording(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> Any:
-        calls.append((q.shape[2], k.shape[2] % cpu.SPLIT_KEYS))
-        return flash(q, k, *rest)
-
-    monkeypatch.setattr(cpu, "_flash", recording)
-    contexts = Contexts.draw([90, 530], (14, 2, 64), torch.float32, 12)
-    alone = contexts.alone(flash_attention_ragged, 1)
-    outs = contexts.run(flash_attention_ragged, [(0, 5, 1), (1, 507, 23)], 16)
-    assert_same_bits(outs[1], alone[507:])
-    assert set(calls) == {(cpu.ROW_TILE, 0)}
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("window", [None, 40, 515])
 def test_triton_prefill_equals_triton_decode(dtype: torch.dtype, window: int | None) -> None:
@@ -246,6 +235,37 @@ def test_triton_prefill_equals_triton_decode(dtype: torch.dtype, window: int | N
     chunks = contexts.run(attention, [(1, 1017, 30), (0, 13, 20)], 16)
     assert_same_bits(chunks[0], whole[1][17:47])
     assert_same_bits(chunks[1], whole[0][13:33])
+
+
+FEATURES = {
+    "cap": (torch.bfloat16, (4, 2, 64), None, {"soft_cap": 2.0}),
+    "sinks": (torch.float32, (3, 1, 32), 40, {"sinks": torch.tensor([0.3, -1.0, 4.0])}),
+    "fp8": (torch.bfloat16, (8, 1, 80), None, {"k_scale": 0.5, "v_scale": 3.0}),
+    "fp8-fp32": (torch.float32, (2, 1, 32), 515, {"k_scale": 0.5, "v_scale": 3.0}),
+    "fp16": (torch.float16, (2, 1, 128), 100, {}),
+    "all": (
+        torch.float16,
+        (2, 2, 32),
+        130,
+        {"soft_cap": 5.0, "sinks": torch.tensor([2.0, 0.5]), "k_scale": 2.0, "v_scale": 0.1},
+    ),
+}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_triton_prefill_equals_triton_decode_with(feature: str) -> None:
+    dtype, heads, window, options = FEATURES[feature]
+    attention = flash_attention_ragged_triton
+    contexts = Contexts.draw([640], heads, dtype, 7, window)
+    contexts.options = options
+    contexts.cache_dtype = torch.float8_e4m3fn if "k_scale" in options else None
+    whole = contexts.run(attention, [(0, 500, 140)], 64)[0]
+    decode = [(0, p, 1) for p in (500, 511, 512, 575, 639)]
+    for (_, position, _), out in zip(decode, contexts.run(attention, decode, 16), strict=True):
+        assert_same_bits(out, whole[position - 500 : position - 499])
+    chunk = contexts.run(attention, [(0, 531, 70)], 128)[0]
+    assert_same_bits(chunk, whole[31:101])
+    assert not whole.isnan().any()
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice encountered")
@@ -265,10 +285,11 @@ def test_a_stranger_with_nan_keys_poisons_no_one(attention: Attention) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"q_THD": torch.zeros(3, 4, 32, dtype=torch.float16)}, "must share one dtype"),
+        ({"q_THD": torch.zeros(3, 4, 32).bfloat16()}, "must share one dtype"),
+        ({"q_THD": torch.zeros(3, 4, 32).half()}, "must be of bfloat16 or float32, got float16"),
         ({"q_THD": torch.zeros(3, 4, 64)}, r"must both be \[pages, heads, page_size, 64\]"),
         ({"q_THD": torch.zeros(3, 3, 32)}, "3 query heads are no multiple of 2 key heads"),
-        ({"q_THD": torch.zeros(2, 4, 32)}, "the batch has 3 tokens, q has 2"),
+        ({"q_THD": torch.zeros(2, 4, 32)}, "row for each of the batch's 3 tokens, got 2"),
         ({"q_THD": torch.zeros(3, 32, 4).transpose(1, 2)}, "must be contiguous"),
         ({"sliding_window": 0}, "sliding_window must be at least 1, got 0"),
     ],

@@ -196,6 +196,18 @@ def test_fp8_caches_hold_the_fp32_rotation_divided_by_the_scale(
         assert torch.equal(stored, expected.view(torch.uint8))
 
 
+@pytest.mark.parametrize("rope", PATHS)
+def test_scales_may_be_whole_numbers(rope: Rope) -> None:
+    case = rope_case("", torch.float32, (2, 1, 16), ((1, 3),), variant=FP8_CACHE)
+    whole, real = (case.build(CPU, torch.Generator().manual_seed(8)) for _ in range(2))
+
+    rope(**whole | {"k_scale": 1, "v_scale": 2})
+    rope(**real | {"k_scale": 1.0, "v_scale": 2.0})
+
+    for name in ("k_cache", "v_cache"):
+        assert_same_bits(whole[name], real[name])
+
+
 @pytest.mark.parametrize("case", [SMALL_CASES[0], VARIANT_CASES[0]], ids=lambda case: case.name)
 @pytest.mark.parametrize("rope", PATHS)
 def test_only_the_slots_of_the_batch_are_written(rope: Rope, case: Case) -> None:

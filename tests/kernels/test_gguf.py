@@ -159,6 +159,8 @@ def test_wrong_inputs_are_named() -> None:
         dequantize_gguf(rows.t().contiguous().t(), "Q4_0")
     with pytest.raises(ValueError, match="out_dtype must be bfloat16 or .*, got float64"):
         dequantize_gguf(rows, "Q4_0", torch.float64)
+    with pytest.raises(ValueError, match=r"x_TK must have at least one column, got \[3, 0\]"):
+        matmul_gguf(x[:, :0].contiguous(), rows[:, :0].contiguous(), "Q4_0")
     with pytest.raises(ValueError, match=r"x_TK must be \[T, 64\], got \[3, 32\]"):
         matmul_gguf(x[:, :32].contiguous(), rows, "Q4_0")
     with pytest.raises(ValueError, match="x_TK must be of bfloat16 or .*, got float64"):

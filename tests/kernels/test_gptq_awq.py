@@ -168,10 +168,11 @@ def test_awq_is_near_float64(matmul: Op, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("is_awq", [False, True])
-def test_no_rows_give_no_rows(is_awq: bool) -> None:
-    layer = random_layer(8, 64, 32, torch.Generator(), is_awq=is_awq)
+def test_no_rows_and_no_columns_give_none(is_awq: bool) -> None:
+    layer, none = (random_layer(n, 64, 32, torch.Generator(), is_awq=is_awq) for n in (8, 0))
     for matmul in (matmul_awq, matmul_awq_triton) if is_awq else (matmul_gptq, matmul_gptq_triton):
         assert matmul(torch.empty(0, 64), **layer).shape == (0, 8)
+        assert matmul(torch.ones(2, 64), **none).shape == (2, 0)
 
 
 def test_wrong_gptq_inputs_are_named() -> None:
@@ -185,6 +186,7 @@ def test_wrong_gptq_inputs_are_named() -> None:
     refused("qweight must be of int32, got int64", qweight=layer["qweight"].long())
     refused(r"group_size must be one of \(32, 64, 128, -1\), got 16", group_size=16)
     refused("group_size 128 must divide K, got K = 64", group_size=128)
+    refused("qweight must have at least one row of K, got none", qweight=layer["qweight"][:0])
     refused(r"qzeros must be \[2, 2\], got \[1, 2\]", qzeros=layer["qzeros"][:1])
     refused(r"scales must be \[1, 16\], got \[2, 16\]", group_size=-1, qzeros=None)
     refused("scales must be of bfloat16 or .*, got float64", scales=layer["scales"].double())
@@ -224,6 +226,7 @@ def test_wrong_awq_inputs_are_named() -> None:
 
     refused("qweight must be of int32, got float32", qweight=layer["qweight"].float())
     refused("group_size must be one of", group_size=0)
+    refused("qweight must have at least one row of K, got none", qweight=layer["qweight"][:0])
     refused("group_size 128 must divide K, got K = 64", group_size=128)
     refused(r"qzeros must be \[2, 2\], got \[1, 2\]", qzeros=layer["qzeros"][:1])
     refused(r"scales must be \[2, 16\], got \[2, 15\]", scales=layer["scales"][:, 1:].clone())

@@ -101,6 +101,17 @@ def test_swaps_out_and_in(dtype: torch.dtype) -> None:
     assert not bytes_of(device_cache[[1, 2]]).any()
 
 
+def test_torch_knows_swap_pages() -> None:
+    source, target = random_cache(), random_cache().flip(0)
+    assert torch.ops.quire.swap_pages.default._schema.arguments[1].alias_info.is_write
+
+    torch.library.opcheck(
+        torch.ops.quire.swap_pages.default,
+        (source, target, [0, 1, 5], [3, 4, 0]),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
 def test_neighbouring_pages_swap_in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     copy = torch.Tensor.copy_
@@ -142,8 +153,8 @@ WRONG: list[tuple[Callable[..., None], tuple[Any, ...], str]] = [
     (swap_pages, (CACHE, CACHE.clone(), [1], [-1]), "target_pages must be from 0 to 5, got -1"),
     (swap_pages, (CACHE, CACHE.clone(), [1, 2], [1]), "must be of one length, got 2 and 1"),
     (swap_pages, (CACHE, CACHE.clone(), [1, 2], [3, 3]), r"target_pages must be distinct.* \[3, 3"),
-    (swap_pages, (CACHE.to("meta"), CACHE, [0], [0]), "target_cache must be in pinned memory"),
-    (swap_pages, (CACHE, CACHE.to("meta"), [0], [0]), "source_cache must be in pinned memory"),
+    (swap_pages, (CACHE.to("meta"), CACHE, [0], [0]), "target_cache must be in pinned memory, got pageable"),
+    (swap_pages, (CACHE, CACHE.to("meta"), [0], [0]), "source_cache must be in pinned memory, got pageable"),
 ]
 
 

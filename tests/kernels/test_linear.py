@@ -169,6 +169,8 @@ def test_wrong_inputs_are_named() -> None:
         prepare_linear(torch.ones(5, 3, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"bias must be \[5\] of torch.float32, got \(3,\)"):
         prepare_linear(torch.ones(5, 3), torch.ones(3))
+    with pytest.raises(ValueError, match="bias must be on cpu, got meta"):
+        prepare_linear(torch.ones(5, 3), torch.ones(5, device="meta"))
     linear = prepare_linear(torch.ones(5, 3))
     for wrong in (torch.ones(2, 4), torch.ones(3), torch.ones(2, 3, dtype=torch.bfloat16)):
         with pytest.raises(ValueError, match=r"x must be \[T, 3\] of torch.float32"):

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+OPERATIONS = ("linear", "dynamic_scaled_matmul", "matmul_gguf")
 MMA = re.compile(r"versionMajor = (\d+), .*instrShape = \[(\d+), (\d+)(?:, (\d+))?\]")
 
 
@@ -25,7 +26,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, ROOT / "tools" / "compile_kernels.py", "--json", report]
     run = subprocess.run(
-        [*command, "--capability", "80", "90", "--op", "linear", "dynamic_scaled_matmul"],
+        [*command, "--capability", "80", "90", "--op", *OPERATIONS],
         check=False,
         env=environment,
         capture_output=True,
@@ -40,7 +41,7 @@ def test_tiles_share_one_family_of_instructions(kernels: list[dict[str, Any]]) -
     families = defaultdict(set)
     widths = defaultdict(set)
     for kernel in kernels:
-        if kernel["dtype"] == "torch.float32":
+        if kernel["dtype"] == "torch.float32" or kernel["kernel"] == "sum_of_spans_kernel":
             assert not kernel["layouts"]
             continue
         (layout,) = kernel["layouts"]
@@ -57,6 +58,8 @@ def test_tiles_share_one_family_of_instructions(kernels: list[dict[str, Any]]) -
         ("linear", 80): {("2", "16", None)},
         ("linear", 90): {("3", "16", "16")},
         ("dynamic_scaled_matmul", 90): {("3", "16", "32")},
+        ("matmul_gguf", 80): {("2", "16", None)},
+        ("matmul_gguf", 90): {("3", "16", "16")},
     }
     assert widths["linear", 90] == {16, 32, 64, 128, 256}
     assert widths["dynamic_scaled_matmul", 90] == {16, 32, 64, 128}
@@ -69,5 +72,5 @@ def test_only_block_scales_are_fused_into_the_sum(kernels: list[dict[str, Any]])
     for kernel in scaled:
         assert ("fma.rn.f32" in kernel["instructions"]) == ("-block-" in kernel["case"])
     for kernel in kernels:
-        if kernel["op"] == "linear" and kernel["dtype"] != "torch.float32":
-            assert "fma.rn.f32" not in kernel["instructions"]
+        if kernel["op"] != "dynamic_scaled_matmul" and kernel["dtype"] != "torch.float32":
+            assert "fma.rn.f32" not in kernel["instructions"], kernel

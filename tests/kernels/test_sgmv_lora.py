@@ -110,6 +110,21 @@ def test_rank_zero_adds_the_bias_alone(lora: Lora) -> None:
     torch.testing.assert_close(inputs["y"][5:], expected, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@pytest.mark.parametrize("ranks", [(2, 4), (0, 4)], ids=str)
+@pytest.mark.parametrize("lora", PATHS)
+def test_an_infinite_input_meets_only_the_ranks_of_its_adapter(
+    lora: Lora, ranks: tuple[int, int]
+) -> None:
+    """Infinity times what is padded with zeros would be NaN."""
+    x, y = torch.ones(1, 8), torch.zeros(1, 3)
+    x[0, 0] = torch.inf
+
+    lora(x, torch.ones(2, 4, 8), torch.ones(2, 3, 4), int32(0), int32(*ranks), int32(0, 1), y)
+
+    assert y.tolist() == [[torch.inf if ranks[0] else 0.0] * 3]
+
+
 EXACT_CASES = (
     lora_case((1, 19, 1, 33), (0, 1, -1, 0), (3, 8), (70, 65), torch.float32, with_bias=True),
     lora_case((1, 19, 33), (1, 0, 1), (16, 5), (64, 1100), torch.bfloat16),

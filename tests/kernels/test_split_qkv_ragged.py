@@ -101,6 +101,15 @@ def test_fp8_rounds_float32_to_nearest_even(split: Split) -> None:
 
 
 @pytest.mark.parametrize("split", PATHS)
+def test_scales_may_be_whole_numbers(split: Split) -> None:
+    values = torch.arange(512.0)
+    for scale in (1, 3):
+        assert torch.equal(
+            stored_as_fp8(split, values, scale), stored_as_fp8(split, values, float(scale))
+        )
+
+
+@pytest.mark.parametrize("split", PATHS)
 def test_fp8_divides_by_the_scale_in_float32(split: Split) -> None:
     values = torch.randn(2048, generator=torch.Generator().manual_seed(4)) * 30
 
@@ -133,6 +142,10 @@ def test_no_tokens_write_nothing(split: Split) -> None:
         ({"k_cache": torch.zeros(2, 2, 16, 20).half()}, "k_cache must be of float32 or float8"),
         ({"v_cache": torch.zeros(9, 2, 16, 20).to(FP8)}, "v_cache must be"),
         ({"k_cache": torch.zeros(20, 16, 2, 2).mT}, "k_cache must be contiguous"),
+        (
+            {"qkv": torch.zeros(14, 0), "k_cache": torch.zeros(9, 2, 16, 0)},
+            r"k_cache must have no empty dimension but pages, got \[9, 2, 16, 0\]",
+        ),
         ({"v_scale": 0.5}, "v_scale must be 1 unless v_cache is float8_e4m3fn, got 0.5"),
         ({"k_scale": 0.0}, "k_scale must be positive and finite, got 0.0"),
     ],

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from quire.kernels.flash_attention_ragged import kernel as attention_kernel
 from quire.kernels.flash_attention_ragged.kernel import flash_attention_ragged_triton
 from quire.kernels.fused_qk_ragged_rope.kernel import fused_qk_ragged_rope_triton
 from quire.kernels.rms_norm.kernel import rms_norm_triton
 from quire.kernels.swish_glu.kernel import swish_glu_triton
-from quire.pipelines.nn import attention, mlp, norm
+from quire.pipelines.nn import attention, mlp, norm, transformer
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,9 @@ def test_triton_kernels_and_cpu_give_the_same_model(
             return _kernel(*args, **kwargs)
 
         monkeypatch.setattr(module, name, run)
+    monkeypatch.setattr(transformer, "reads_plans", lambda batch: batch.num_decode > 0)
+    # Without a plan the kernel would make its own, in every layer.
+    monkeypatch.setattr(attention_kernel, "plan_decode_triton", None)
 
     found = drive(loaded).logits(histories, steps)
 

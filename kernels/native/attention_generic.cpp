@@ -1,0 +1,39 @@
+// The variant for any processor: 128-bit vectors as the compiler lowers them.
+#include "attention.h"
+
+namespace quire {
+namespace {
+
+#define LANES 4
+constexpr int MAX_ROWS = 4, MAX_VECTORS = 2;
+
+typedef float Quad __attribute__((vector_size(LANES * 4)));
+
+// Two roundings: not every processor has a fused instruction.
+inline Quad fma(Quad a, Quad b, Quad c) { return a * b + c; }
+
+inline float max_of(Quad vector) {
+    float result = vector[0];
+    for (int i = 1; i < LANES; i++) result = result > vector[i] ? result : vector[i];
+    return result;
+}
+
+#include "vectors.h"
+
+using Bf16Steps = Float32Steps;
+
+void transpose(const uint32_t* rows, int columns, uint32_t* to) {
+    for (int column = 0; column < columns; column++)
+        for (int row = 0; row < GROUP_KEYS; row++)
+            to[column * BLOCK_KEYS + row] = rows[row * columns + column];
+}
+
+#include "multiply.h"
+
+#include "attention_tile.h"
+
+}  // namespace
+
+const Variant GENERIC_VARIANT = {attend, merge};
+
+}  // namespace quire
