@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from quire.kernels.activations import coefficients
-from quire.kernels.quantize_scaled_float8 import FP8
+from quire.kernels.float8 import FP8
 from quire.kernels.split_qkv_ragged.kernel import float8_bits
 
 BLOCK = 1024

@@ -14,6 +14,8 @@ def check_input(
 ) -> None:
     """Raise ValueError unless x and bias fit a packed weight of [out_features, in_features]."""
     check_tensor("x_TK", x_TK, ("T", in_features), FLOATS)
+    if in_features == 0:
+        raise ValueError(f"x_TK must have at least one column, got {list(x_TK.shape)}")
     if bias_N is not None:
         check_tensor("bias_N", bias_N, (out_features,), x_TK.dtype, device=x_TK.device)
 

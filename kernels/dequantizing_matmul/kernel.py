@@ -3,7 +3,8 @@
 A row's bits do not depend on the other rows. Tile shape and order over K follow from dtype, format
 and width: K is cut into spans, each is summed from zero, and the sums are added in order. Few rows
 take a program per span, so that enough loads are in flight to read the weights at full speed; many
-rows take one program for all spans. Both do the same arithmetic.
+rows take one program for all spans. Both do the same arithmetic, and contraction by the compiler
+is off, which might differ between them: weights are those of `dequantize` in each.
 """
 
 from dataclasses import dataclass
@@ -228,6 +229,7 @@ def dequantizing_matmul(
         HAS_BIAS=bias_N is not None and not is_split,
         num_warps=4,
         num_stages=3,
+        enable_fp_fusion=False,
     )
     if is_split:
         sum_of_spans_kernel[(rows, triton.cdiv(out_features, BLOCK_OF_SUMS))](

@@ -8,6 +8,7 @@ mean over the last dimension, which torch sums in the same order for any number 
 import torch
 
 from quire.kernels.ragged_batch import RaggedBatch
+from quire.kernels.rms_norm.reference import rms_norm_reference
 from quire.kernels.split_qkv_ragged.reference import places_of, write_cache
 
 
@@ -37,31 +38,20 @@ def fused_qk_ragged_rope_reference(
     def rotated(x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
         if weight is not None:
             rows = x if weight.shape[0] == head_dim else x.flatten(1)
-            rows = _normed(rows, weight, epsilon, norm_weight_offset, multiply_before_cast)
-            x = rows.view(x.shape)
+            normed, _ = rms_norm_reference(
+                rows,
+                weight,
+                epsilon,
+                weight_offset=norm_weight_offset,
+                multiply_before_cast=multiply_before_cast,
+            )
+            x = normed.view(x.shape)
         return _rotate(x.float(), cos, sin, interleaved)
 
     places = places_of(batch.slots, page_size)
     write_cache(k_cache, places, rotated(k, k_norm), k_scale)
     write_cache(v_cache, places, v, v_scale)
     return rotated(q, q_norm).to(qkv.dtype)
-
-
-def _normed(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    epsilon: float,
-    weight_offset: float,
-    multiply_before_cast: bool,
-) -> torch.Tensor:
-    """RMS norm over the last axis, rounded to x.dtype after the weight and, as HF does, before."""
-    wide = x.float()
-    inverse = 1 / (wide.pow(2).mean(-1, keepdim=True) + epsilon).sqrt()
-    normed = wide * inverse
-    if not multiply_before_cast:
-        normed = normed.to(x.dtype)
-    scale = weight.float() + weight_offset if weight_offset else weight
-    return (scale * normed).to(x.dtype)
 
 
 def _rotate(

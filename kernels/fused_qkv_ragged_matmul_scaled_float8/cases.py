@@ -5,9 +5,9 @@ from typing import Any
 import torch
 
 from quire.kernels.cases import Case, Operation, random_ragged_batch
+from quire.kernels.float8 import FP8
 from quire.kernels.matmul_scaled_float8 import FP8_CAPABILITY
 from quire.kernels.matmul_scaled_float8.cases import Scaling, scaled_inputs
-from quire.kernels.quantize_scaled_float8 import FP8
 from quire.kernels.split_qkv_ragged.cases import STEP, empty_caches
 
 PAGE_SIZE = 16

@@ -12,6 +12,8 @@ def _groups(in_features: int, group_size: int) -> int:
     """How many groups K has; ValueError unless they come out even."""
     if group_size not in GROUP_SIZES:
         raise ValueError(f"group_size must be one of {GROUP_SIZES}, got {group_size}")
+    if in_features == 0:
+        raise ValueError("qweight must have at least one row of K, got none")
     if in_features % group_size:
         raise ValueError(f"group_size {group_size} must divide K, got K = {in_features}")
     return 1 if group_size == -1 else in_features // group_size

@@ -84,7 +84,7 @@ def dequantize_awq_reference(
 ) -> torch.Tensor:
     """As `dequantize_awq`."""
     place = [8 * word + AWQ_ORDER.index(i) for word in range(qweight.shape[1]) for i in range(8)]
-    columns = torch.tensor(place, device=qweight.device)
+    columns = torch.tensor(place, dtype=torch.int64, device=qweight.device)
     numbers, zeros = (unpack_words(words, 1)[:, columns] for words in (qweight, qzeros))
     return _in_groups(numbers, zeros, scales).to(out_dtype)
 

@@ -3,11 +3,10 @@
 import torch
 
 from quire.kernels.checks import FLOATS, check_range, check_tensor
+from quire.kernels.float8 import scale_blocks
 from quire.kernels.torch_op import torch_op
 
 FP8 = torch.float8_e4m3fn
-SCALE_BLOCK = 128
-"""Rows and columns of a block of fp8 weights that share a scale (DeepSeek-V3, Qwen3 FP8)."""
 
 
 def _fake(
@@ -213,23 +212,3 @@ def check_gate(weight: torch.Tensor, limit: float | None) -> None:
         raise ValueError(f"weight must be [E, 2N, K], got {list(weight.shape)}")
     if limit is not None and not limit > 0:
         raise ValueError(f"limit must be greater than 0, got {limit}")
-
-
-def scale_blocks(weight: torch.Tensor, weight_scale: torch.Tensor) -> tuple[int, int]:
-    """Rows and columns of a matrix that share a scale.
-
-    Raises:
-        ValueError: a scale of another shape than the documented ones.
-    """
-    experts, rows, columns = weight.shape
-    blocks = (-(-rows // SCALE_BLOCK), -(-columns // SCALE_BLOCK))
-    sizes = {
-        (1, 1): (rows, columns),
-        (rows, 1): (1, columns),
-        blocks: (SCALE_BLOCK, SCALE_BLOCK),
-    }
-    found = sizes.get((weight_scale.shape[1], weight_scale.shape[2]))
-    if found is None or weight_scale.shape[0] != experts:
-        shapes = " or ".join(f"[{experts}, {row}, {column}]" for row, column in sizes)
-        raise ValueError(f"weight_scale must be {shapes}, got {list(weight_scale.shape)}")
-    return found

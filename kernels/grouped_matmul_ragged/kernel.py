@@ -4,7 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from quire.kernels.grouped_matmul_ragged import SCALE_BLOCK, scale_blocks
+from quire.kernels.float8 import SCALE_BLOCK, scale_blocks
+from quire.kernels.triton_helpers import e4m3_values
 
 GROUP_ROWS = 8
 
@@ -27,21 +28,11 @@ def segment_of_slot(starts, segments, slot, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
-def e4m3_value(bits):
-    """float32 of float8_e4m3fn bits: by hand, since GPUs before compute capability 8.9 cannot."""
-    wide = bits.to(tl.uint32)
-    # The 7 bits of exponent and mantissa at their places in a float32, whose bias is 120 greater.
-    shifted = ((wide & 0x80) << 24) | ((wide & 0x7F) << 20)
-    value = shifted.to(tl.float32, bitcast=True) * 1.329227995784916e36
-    return tl.where((wide & 0x7F) == 0x7F, float("nan"), value)
-
-
-@triton.jit
 def add_product(total, x_tile, weight, mask, scale, IS_FP8: tl.constexpr, IS_BLOCKED: tl.constexpr):
     """total + x W^T of one step over K; `scale` points at the step's scales if IS_BLOCKED."""
     stored = tl.load(weight, mask=mask, other=0)
     if IS_FP8:
-        stored = e4m3_value(stored).to(x_tile.dtype)
+        stored = e4m3_values(stored, x_tile.dtype)
     if IS_BLOCKED:
         return total + tl.dot(x_tile, stored, input_precision="ieee") * tl.load(scale)[None, :]
     return tl.dot(x_tile, stored, total, input_precision="ieee")

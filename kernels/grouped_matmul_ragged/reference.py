@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 
-from quire.kernels.grouped_matmul_ragged import scale_blocks
+from quire.kernels.float8 import scale_blocks
 
 Multiply = Callable[[torch.Tensor, int], torch.Tensor]
 """(rows of x, expert) to those rows times the expert's matrix."""

@@ -69,6 +69,7 @@ def zero_pages(cache: torch.Tensor, pages: torch.Tensor) -> None:
     run(cache, pages)
 
 
+@torch_op(fake=_fake, mutates=("target_cache",))
 def swap_pages(
     source_cache: torch.Tensor,
     target_cache: torch.Tensor,
@@ -119,7 +120,7 @@ def swap_pages(
 
 def _check_pinned(name: str, cache: torch.Tensor) -> None:
     if cache.device.type == "cpu" and not cache.is_pinned():
-        raise ValueError(f"{name} must be in pinned memory")
+        raise ValueError(f"{name} must be in pinned memory, got pageable")
 
 
 def _check_pages(name: str, pages: Sequence[int], num_pages: int) -> None:

@@ -114,7 +114,7 @@ def prepare_linear(
         plans: probe results; layers prepared with the same object probe each shape once.
 
     Raises:
-        ValueError: a shape or dtype outside the above.
+        ValueError: a shape, dtype or device outside the above.
     """
     allowed = [torch.bfloat16, torch.float32] + [torch.float16] * weight_NK.is_cuda
     if weight_NK.ndim != 2 or 0 in weight_NK.shape or weight_NK.dtype not in allowed:
@@ -129,8 +129,11 @@ def prepare_linear(
             f"bias must be [{weight_NK.shape[0]}] of {weight_NK.dtype}, "
             f"got {tuple(bias_N.shape)} of {bias_N.dtype}"
         )
+    if bias_N is not None and bias_N.device != weight_NK.device:
+        raise ValueError(f"bias must be on {weight_NK.device}, got {bias_N.device}")
     row_counts: tuple[int, ...] = ()
     if weight_NK.is_cuda:
+        bias_N = None if bias_N is None else bias_N.contiguous()
         apply = _applied_on_cuda(weight_NK.contiguous(), bias_N, exact=exact)
     else:
         from quire.kernels.linear.cpu import in_row_counts, prepacked

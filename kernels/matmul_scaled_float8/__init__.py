@@ -3,14 +3,12 @@
 import torch
 
 from quire.kernels.checks import FLOATS, check_tensor
+from quire.kernels.float8 import FP8, SCALE_BLOCK, are_block_scales, check_scale
 from quire.kernels.linear.dispatch import capability_of
-from quire.kernels.quantize_scaled_float8 import FP8, check_scale
 from quire.kernels.torch_op import torch_op
 
 FP8_CAPABILITY = 89
 """Least compute capability * 10 whose tensor cores multiply fp8."""
-SCALE_BLOCK = 128
-"""Rows of b, and columns of a and b, that share a block scale."""
 
 
 def _fake_static(
@@ -89,16 +87,19 @@ def dynamic_scaled_matmul(
 ) -> torch.Tensor:
     """a b^T of scaled fp8 matrices: each element stands for stored * scale.
 
-    The scales of a and of b are each one number or one per row; or both are per block (DeepSeek
-    2024, https://arxiv.org/abs/2412.19437, section 3.3): per row and 128 columns of a, per 128
-    rows and 128 columns of b. Sums over 128 columns are added up in fp32. A row's bits do not
-    depend on the other rows on CUDA.
+    The scales of a and of b are each one number (per tensor) or one for each of their rows, laid
+    out as a column or as a row; or both are per block (DeepSeek 2024,
+    https://arxiv.org/abs/2412.19437, section 3.3): per row and 128 columns of a, per 128 rows and
+    128 columns of b. Rows of b are the columns of the product, so that their scales are often
+    called per column or per channel. Sums over 128 columns are added up in fp32. A row's bits do
+    not depend on the other rows on CUDA.
 
     Args:
         a_MK: [M, K], float8_e4m3fn, contiguous.
         b_NK: [N, K], float8_e4m3fn, contiguous.
-        a_scales: float32 [], [1], [1, 1] or [M, 1]; per block [M, ceil(K / 128)]; contiguous.
-        b_scales: float32 [], [1], [1, 1] or [N, 1]; per block [ceil(N / 128), ceil(K / 128)].
+        a_scales: float32 [], [1], [1, 1], [M, 1] or [1, M]; per block [M, ceil(K / 128)].
+        b_scales: float32 [], [1], [1, 1], [N, 1] or [1, N]; per block
+            [ceil(N / 128), ceil(K / 128)], which also [1, N] is where it is that shape.
         out_type: of the result: bfloat16, float16 or float32.
         bias_N: [N] of `out_type`, or None.
 
@@ -162,22 +163,15 @@ def check_scales(
         fits = a_scales[1].shape == (rows, blocks)
     else:
         name, scales = b_scales
-        if not _is_one(scales) and scales.shape != (features, 1):
+        if not _is_one(scales) and scales.shape not in ((features, 1), (1, features)):
             raise ValueError(
-                f"{name} must be one number, [{features}, 1] or, per block, "
+                f"{name} must be one number, [{features}, 1], [1, {features}] or, per block, "
                 f"[{-(-features // SCALE_BLOCK)}, {blocks}], got {list(scales.shape)}"
             )
-        expected = f"one number or [{rows}, 1], as those of {name} are not per block"
-        fits = _is_one(a_scales[1]) or a_scales[1].shape == (rows, 1)
+        expected = f"one number, [{rows}, 1] or [1, {rows}], as those of {name} are not per block"
+        fits = _is_one(a_scales[1]) or a_scales[1].shape in ((rows, 1), (1, rows))
     if not fits:
         raise ValueError(f"{a_scales[0]} must be {expected}, got {list(a_scales[1].shape)}")
-
-
-def are_block_scales(b_NK: torch.Tensor, b_scales: torch.Tensor) -> bool:
-    """Whether they differ per block; a single block's scale is one number."""
-    features, columns = b_NK.shape
-    blocks = (-(-features // SCALE_BLOCK), -(-columns // SCALE_BLOCK))
-    return b_scales.shape == blocks and not _is_one(b_scales) and b_scales.shape != (features, 1)
 
 
 def _is_one(scales: torch.Tensor) -> bool:

@@ -5,11 +5,11 @@ from typing import Any, Literal
 import torch
 
 from quire.kernels.cases import Case, Operation
+from quire.kernels.float8 import FP8
 from quire.kernels.matmul_scaled_float8 import FP8_CAPABILITY
 from quire.kernels.matmul_scaled_float8.reference import dynamic_scaled_matmul_reference
-from quire.kernels.quantize_scaled_float8 import FP8
 
-Scaling = Literal["one", "row", "block"]
+Scaling = Literal["one", "row", "column", "block"]
 FEATURES_AND_DEPTHS = (
     (1536, 576),
     (3072, 1024),
@@ -29,6 +29,7 @@ def scales_of(
     scale_shape = {
         "one": (1, 1),
         "row": (rows, 1),
+        "column": (1, rows),
         "block": (-(-rows // block_rows), -(-columns // 128)),
     }[scaling]
     size: float = columns**-0.25
@@ -66,6 +67,7 @@ def matmul_case(
     scale_count = {
         "one": 2,
         "row": rows + features,
+        "column": rows + features,
         "block": -(-depth // 128) * (rows + -(-features // 128)),
     }[scalings[1]]
     moved = (rows + features) * depth + rows * features * out_type.itemsize + 4 * scale_count
@@ -94,6 +96,7 @@ DYNAMIC_SMALL = (
     matmul_case((65, 130, 300), ("block", "block"), torch.float32),
     matmul_case((2, 130, 128), ("block", "block"), torch.bfloat16, with_bias=True),
     matmul_case((5, 20, 33), ("row", "one"), torch.float16),
+    matmul_case((3, 70, 65), ("column", "column"), torch.float32),
 )
 
 

@@ -13,9 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
+from quire.kernels.float8 import SCALE_BLOCK, are_block_scales
 from quire.kernels.linear.kernel import tile_of
 from quire.kernels.linear.tiles import Tile, choose_tile
-from quire.kernels.matmul_scaled_float8 import SCALE_BLOCK, are_block_scales
 
 TILES = (
     Tile(128, 128, SCALE_BLOCK, warps=8, stages=4),
@@ -45,7 +45,7 @@ def scaled_matmul_kernel(
     HAS_BLOCK_SCALES: tl.constexpr,
     HAS_BIAS: tl.constexpr,
 ):
-    """Grid (row tiles * column tiles,); strides between rows of scales, 0 for a single number."""
+    """Grid (row tiles * column tiles,); strides between the scales of rows."""
     row_tile, column_tile = tile_of(tl.program_id(0), rows, out_features, BLOCK_M, BLOCK_N)
     row = (row_tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     column = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -108,6 +108,7 @@ def scaled_matmul_in_tiles(
     rows, in_features = a_MK.shape
     out_features = b_NK.shape[0]
     tile, stages = tile_and_stages
+    has_block_scales = are_block_scales(b_NK, b_scales)
     if rows == 0 or out_features == 0:
         return
     scaled_matmul_kernel[(triton.cdiv(rows, tile.rows) * triton.cdiv(out_features, tile.columns),)](
@@ -120,12 +121,12 @@ def scaled_matmul_in_tiles(
         rows,
         out_features,
         in_features,
-        row_stride(a_scales),
-        row_stride(b_scales),
+        row_stride(a_scales, has_block_scales),
+        row_stride(b_scales, has_block_scales),
         BLOCK_M=tile.rows,
         BLOCK_N=tile.columns,
         SCALE_BLOCK=tile.depth,
-        HAS_BLOCK_SCALES=are_block_scales(b_NK, b_scales),
+        HAS_BLOCK_SCALES=has_block_scales,
         HAS_BIAS=bias_N is not None,
         num_warps=tile.warps,
         num_stages=stages,
@@ -133,9 +134,11 @@ def scaled_matmul_in_tiles(
     )
 
 
-def row_stride(scales: torch.Tensor) -> int:
+def row_stride(scales: torch.Tensor, has_block_scales: bool) -> int:
     """Elements between the scales of two rows: 0 where one number serves all."""
-    return 0 if scales.numel() == 1 else scales.shape[1]
+    if scales.numel() == 1:
+        return 0
+    return scales.shape[1] if has_block_scales else 1
 
 
 def matmul_static_scaled_float8_triton(

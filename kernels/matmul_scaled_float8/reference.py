@@ -2,16 +2,14 @@
 
 import torch
 
-from quire.kernels.matmul_scaled_float8 import SCALE_BLOCK, are_block_scales
+from quire.kernels.float8 import SCALE_BLOCK, are_block_scales
 
 
-def dequantized(stored_RK: torch.Tensor, scales: torch.Tensor, block_rows: int = 1) -> torch.Tensor:
-    """stored * scale in fp32; scales are one number, per row, or per `block_rows` x 128 block."""
-    if scales.ndim == 2 and scales.shape[1] > 1:
-        scales = scales.repeat_interleave(SCALE_BLOCK, 1)[:, : stored_RK.shape[1]]
-    if scales.ndim == 2 and scales.shape[0] > 1:
-        scales = scales.repeat_interleave(block_rows, 0)[: stored_RK.shape[0]]
-    return stored_RK.float() * scales
+def _in_blocks(stored_RK: torch.Tensor, scales: torch.Tensor, block_rows: int) -> torch.Tensor:
+    """stored * scale in fp32 with a scale for each block of `block_rows` x 128."""
+    rows, columns = stored_RK.shape
+    wide = scales.repeat_interleave(SCALE_BLOCK, 1).repeat_interleave(block_rows, 0)
+    return stored_RK.float() * wide[:rows, :columns]
 
 
 def dynamic_scaled_matmul_reference(
@@ -24,8 +22,11 @@ def dynamic_scaled_matmul_reference(
     bias_N: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As `dynamic_scaled_matmul`."""
-    block_rows = SCALE_BLOCK if are_block_scales(b_NK, b_scales) else 1
-    y_MN = dequantized(a_MK, a_scales) @ dequantized(b_NK, b_scales, block_rows).t()
+    if are_block_scales(b_NK, b_scales):
+        a, b = _in_blocks(a_MK, a_scales, 1), _in_blocks(b_NK, b_scales, SCALE_BLOCK)
+    else:
+        a, b = a_MK.float() * a_scales.view(-1, 1), b_NK.float() * b_scales.view(-1, 1)
+    y_MN = a @ b.t()
     return (y_MN if bias_N is None else y_MN + bias_N.float()).to(out_type)
 
 

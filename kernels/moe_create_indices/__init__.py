@@ -3,23 +3,14 @@
 import torch
 
 from quire.kernels.checks import check_range, check_tensor
+from quire.kernels.moe_create_indices.indices import Indices, empty_indices
 from quire.kernels.torch_op import torch_op
 
 MAX_EXPERTS = 4096
 
-Indices = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
-
-def _fake(
-    topk_ids: torch.Tensor, num_local_experts: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    return empty_indices(topk_ids, num_local_experts)
-
-
-@torch_op(fake=_fake)
-def moe_create_indices(
-    topk_ids: torch.Tensor, num_local_experts: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+@torch_op(fake=empty_indices)
+def moe_create_indices(topk_ids: torch.Tensor, num_local_experts: int) -> Indices:
     """Group the (token, expert) pairs of a step by expert, on the device they are on.
 
     Groups that have pairs come first, in order of their expert; within a group pairs keep their
@@ -47,13 +38,3 @@ def moe_create_indices(
     else:
         from quire.kernels.moe_create_indices.reference import moe_create_indices_reference as run
     return run(topk_ids, num_local_experts)
-
-
-def empty_indices(topk_ids: torch.Tensor, num_local_experts: int) -> Indices:
-    """Results not yet filled."""
-    pairs = topk_ids.shape[0]
-    order, starts, restore, ids, stats = (
-        topk_ids.new_empty(size)
-        for size in (pairs, num_local_experts + 1, pairs, num_local_experts, 2)
-    )
-    return order, starts, restore, ids, stats

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from quire.kernels.moe_create_indices import Indices, empty_indices
+from quire.kernels.moe_create_indices.indices import Indices, empty_indices
 
 BLOCK = 1024
 

@@ -2,10 +2,10 @@
 
 import torch
 
+from quire.kernels.moe_create_indices.indices import Indices
 
-def moe_create_indices_reference(
-    topk_ids: torch.Tensor, num_local_experts: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+
+def moe_create_indices_reference(topk_ids: torch.Tensor, num_local_experts: int) -> Indices:
     """As `moe_create_indices`."""
     is_local = (topk_ids >= 0) & (topk_ids < num_local_experts)
     # Foreign pairs as one more expert, behind all others.

@@ -2,19 +2,10 @@
 
 import torch
 
-from quire.kernels.checks import FLOATS, check_tensor
+from quire.kernels.checks import FLOATS, check_range, check_tensor
+from quire.kernels.float8 import FLOAT32, FP8, check_scale
+from quire.kernels.quantize_scaled_float8.groups import WHOLE_ROW, num_groups
 from quire.kernels.torch_op import torch_op
-
-FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
-WHOLE_ROW = -1
-
-
-def check_scale(name: str, scale: torch.Tensor, device: torch.device) -> None:
-    """Raise ValueError unless `scale` is one float32 on `device`."""
-    if scale.numel() != 1 or scale.ndim > 2:
-        raise ValueError(f"{name} must be [], [1] or [1, 1], got {list(scale.shape)}")
-    check_tensor(name, scale, scale.shape, torch.float32, device=device)
 
 
 def _fake_static(x_TK: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -82,7 +73,7 @@ def quantize_dynamic_scaled_float8(
         group_size_or_per_token: columns that share a scale, counted from column 0 on (the last
             group may be short): 128 for block scales; -1 for one scale per row.
         scale_ub: greatest magnitude that a scale is made for (FBGEMM's activation_scale_ub);
-            what is larger saturates. None: no bound.
+            what is larger saturates; a normal float32. None: no bound.
 
     Returns:
         [T, K] of float8_e4m3fn, and the scales: float32 [T, groups of a row].
@@ -98,8 +89,8 @@ def quantize_dynamic_scaled_float8(
             f"group_size_or_per_token must be {WHOLE_ROW} or at least 1, "
             f"got {group_size_or_per_token}"
         )
-    if scale_ub is not None and not 0 < scale_ub < float("inf"):
-        raise ValueError(f"scale_ub must be positive and finite, got {scale_ub}")
+    if scale_ub is not None:
+        check_range("scale_ub", scale_ub, FLOAT32.tiny, FLOAT32.max)
     if x_TK.is_cuda:
         from quire.kernels.quantize_scaled_float8.kernel import (
             quantize_dynamic_scaled_float8_triton as run,
@@ -109,8 +100,3 @@ def quantize_dynamic_scaled_float8(
             quantize_dynamic_scaled_float8_reference as run,
         )
     return run(x_TK, group_size_or_per_token=group_size_or_per_token, scale_ub=scale_ub)
-
-
-def num_groups(columns: int, group_size: int) -> int:
-    """How many scales a row of so many columns has."""
-    return 1 if group_size == WHOLE_ROW else -(-columns // group_size)

@@ -4,11 +4,11 @@ import torch
 import triton
 import triton.language as tl
 
-from quire.kernels.quantize_scaled_float8 import FP8, WHOLE_ROW, num_groups
+from quire.kernels.float8 import FLOAT32, FP8
+from quire.kernels.quantize_scaled_float8.groups import WHOLE_ROW, group_width, num_groups
 from quire.kernels.split_qkv_ragged.kernel import float8_bits
 
 BLOCK = 2048
-GREATEST = torch.finfo(torch.float32).max
 
 
 @triton.jit
@@ -71,17 +71,17 @@ def quantize_dynamic_scaled_float8_triton(
     """As `quantize_dynamic_scaled_float8`."""
     rows, columns = x_TK.shape
     groups = num_groups(columns, group_size_or_per_token)
-    width = columns if group_size_or_per_token == WHOLE_ROW else group_size_or_per_token
+    width = group_width(columns, group_size_or_per_token)
     out = torch.empty_like(x_TK, dtype=FP8)
     scales = x_TK.new_empty(rows, groups, dtype=torch.float32)
-    block_width = triton.next_power_of_2(min(width, columns))
+    block_width = triton.next_power_of_2(width)
     block_groups = min(triton.next_power_of_2(groups), max(1, BLOCK // block_width))
     if rows:
         dynamic_kernel[(rows, triton.cdiv(groups, block_groups))](
             x_TK,
             out.view(torch.uint8),
             scales,
-            GREATEST if scale_ub is None else scale_ub,
+            FLOAT32.max if scale_ub is None else scale_ub,
             columns,
             groups,
             width,

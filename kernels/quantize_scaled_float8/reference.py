@@ -3,9 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from quire.kernels.quantize_scaled_float8 import FP8, FP8_MAX, WHOLE_ROW, num_groups
-
-FLOAT32 = torch.finfo(torch.float32)
+from quire.kernels.float8 import FLOAT32, FP8, FP8_MAX
+from quire.kernels.quantize_scaled_float8.groups import WHOLE_ROW, group_width, num_groups
 
 
 def quantize_static_scaled_float8_reference(
@@ -24,7 +23,7 @@ def quantize_dynamic_scaled_float8_reference(
     """As `quantize_dynamic_scaled_float8`."""
     rows, columns = x_TK.shape
     groups = num_groups(columns, group_size_or_per_token)
-    width = columns if group_size_or_per_token == WHOLE_ROW else group_size_or_per_token
+    width = group_width(columns, group_size_or_per_token)
     wide = F.pad(x_TK.float(), (0, groups * width - columns)).view(rows, groups, width)
     greatest = wide.abs().nan_to_num(nan=0.0).amax(-1)
     bounded = greatest.clamp(max=FLOAT32.max if scale_ub is None else scale_ub)

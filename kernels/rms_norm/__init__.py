@@ -3,7 +3,7 @@
 import torch
 
 from quire.kernels.checks import FLOATS, check_tensor
-from quire.kernels.quantize_scaled_float8 import FP8, check_scale
+from quire.kernels.float8 import FP8, check_scale
 from quire.kernels.torch_op import torch_op
 
 

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from quire.kernels.activations.kernel import magnitude_of, row_scale, scaled_bits
-from quire.kernels.quantize_scaled_float8 import FP8
+from quire.kernels.float8 import FP8
 
 
 @triton.jit

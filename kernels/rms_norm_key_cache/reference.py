@@ -3,6 +3,7 @@
 import torch
 
 from quire.kernels.ragged_batch import RaggedBatch
+from quire.kernels.rms_norm.reference import rms_norm_reference
 
 
 def rms_norm_key_cache_reference(
@@ -22,9 +23,11 @@ def rms_norm_key_cache_reference(
     keys_TKD = k_cache[place]
     shape = keys_TKD.shape
     rows = keys_TKD if per_head_norm else keys_TKD.flatten(1)
-    wide = rows[..., : len(gamma)].float()
-    normed = wide * (1 / (wide.square().mean(-1, keepdim=True) + epsilon).sqrt())
-    if not multiply_before_cast:
-        normed = normed.to(k_cache.dtype)
-    rows[..., : len(gamma)] = (normed.float() * (gamma.float() + weight_offset)).to(k_cache.dtype)
+    rows[..., : len(gamma)], _ = rms_norm_reference(
+        rows[..., : len(gamma)],
+        gamma,
+        epsilon,
+        weight_offset=weight_offset,
+        multiply_before_cast=multiply_before_cast,
+    )
     k_cache[place] = rows.view(shape)

@@ -114,7 +114,7 @@ def expand_kernel(
     source = low + (row * parts + part % parts)[:, None] * BLOCK_R + rank[None, :]
     shrunk = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
     for _ in range(splits):
-        shrunk += tl.load(source, mask=is_row[:, None], other=0.0)
+        shrunk += tl.load(source, mask=is_row[:, None] & is_rank[None, :], other=0.0)
         source += tokens.to(tl.int64) * parts * BLOCK_R
     b_row = adapter.to(tl.int64) * features + column
     b_tile = lora_b + b_row[None, :] * max_rank + rank[:, None]
@@ -171,7 +171,7 @@ def sgmv_qkv_lora_kernel_triton(
     bias: torch.Tensor | None = None,
 ) -> None:
     """As `sgmv_qkv_lora_kernel`."""
-    if not input.shape[0]:
+    if not input.shape[0] or not lora_ids.shape[0]:
         return
     sequences = lora_ids, lora_ranks, input_row_offsets
     low = _shrink(input, lora_a, sequences)

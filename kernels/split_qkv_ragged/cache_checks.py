@@ -19,6 +19,8 @@ def check_cache(
     `name` is k_cache or v_cache; its scale is k_scale or v_scale.
     """
     check_tensor(name, cache, ("pages", "K", "page_size", "D"), (dtype, FP8), device=device)
+    if 0 in cache.shape[1:]:
+        raise ValueError(f"{name} must have no empty dimension but pages, got {list(cache.shape)}")
     scale_name = f"{name[0]}_scale"
     if not 0 < scale < float("inf"):
         raise ValueError(f"{scale_name} must be positive and finite, got {scale}")

@@ -153,8 +153,16 @@ WRONG: list[tuple[Callable[..., None], tuple[Any, ...], str]] = [
     (swap_pages, (CACHE, CACHE.clone(), [1], [-1]), "target_pages must be from 0 to 5, got -1"),
     (swap_pages, (CACHE, CACHE.clone(), [1, 2], [1]), "must be of one length, got 2 and 1"),
     (swap_pages, (CACHE, CACHE.clone(), [1, 2], [3, 3]), r"target_pages must be distinct.* \[3, 3"),
-    (swap_pages, (CACHE.to("meta"), CACHE, [0], [0]), "target_cache must be in pinned memory, got pageable"),
-    (swap_pages, (CACHE, CACHE.to("meta"), [0], [0]), "source_cache must be in pinned memory, got pageable"),
+    (
+        swap_pages,
+        (CACHE.to("meta"), CACHE, [0], [0]),
+        "target_cache must be in pinned memory, got pageable",
+    ),
+    (
+        swap_pages,
+        (CACHE, CACHE.to("meta"), [0], [0]),
+        "source_cache must be in pinned memory, got pageable",
+    ),
 ]
 
 
