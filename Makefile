@@ -21,7 +21,8 @@ serve: install
 
 ## test           install the test extra and run the whole suite
 test: install-test
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n auto --dist loadfile tests/kernels $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q --ignore tests/kernels $(PYTEST_ARGS)
 
 ## check          ruff, mypy --strict, layers, file and function budgets
 check: install-test types

@@ -26,7 +26,7 @@ TILES = (
 )
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "a_scale_stride"])
 def scaled_matmul_kernel(
     a,
     b,

@@ -1,6 +1,11 @@
-"""What every kernel test shares: NaN in unwritten outputs, thread counts, bfloat16 dots."""
+"""What kernel tests share: NaN in unwritten outputs, thread counts, bfloat16 dots, compilations."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +14,7 @@ import torch
 import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
+COMPILER = Path(__file__).parents[2] / "tools" / "compile_kernels.py"
 BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 
 
@@ -65,3 +71,24 @@ def bfloat16_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(InterpreterBuilder, "create_dot", widening_dot)
     monkeypatch.setattr(InterpreterBuilder, "cast_impl", rounding_cast)
     monkeypatch.setattr(InterpreterBuilder, "create_fp_trunc", rounding_cast)
+
+
+@pytest.fixture(scope="session")
+def compile_ops(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[dict[str, Any]]]:
+    """What the compile tool reports of some ops, for those whose instructions carry a promise."""
+
+    def compiled(*names: str) -> list[dict[str, Any]]:
+        report = tmp_path_factory.mktemp("compile") / "kernels.jsonl"
+        command = [sys.executable, COMPILER, "--json", report, "--capability", "80", "90"]
+        run = subprocess.run(
+            [*command, "--op", *names],
+            check=False,
+            env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert run.stdout.endswith(" 0 unfit\n")
+        return [json.loads(line) for line in report.read_text().splitlines()]
+
+    return compiled

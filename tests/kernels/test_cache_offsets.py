@@ -47,6 +47,31 @@ def test_keys_and_values_are_written_far_into_the_cache(
         assert torch.equal(cache[FAR_PAGE, 0, 5], expected)
 
 
+def test_rows_far_apart_are_split() -> None:
+    stride = 2**30
+    rows = torch.from_numpy(np.zeros(2 * stride + 3 * HEAD_DIM, dtype=np.float16))
+    qkv = rows.as_strided((3, 3 * HEAD_DIM), (stride, 1))
+    qkv[2] = QKV[0]
+    batch = one_token_contexts(torch.zeros(3, dtype=torch.int32), torch.arange(3))
+    k_cache, v_cache = (torch.zeros(1, 1, PAGE_SIZE, HEAD_DIM).half() for _ in range(2))
+
+    q = split_qkv_ragged_triton(qkv, k_cache, v_cache, batch, num_heads=1)
+
+    assert torch.equal(torch.cat((q[2, 0], k_cache[0, 0, 2], v_cache[0, 0, 2])), QKV[0])
+
+
+def test_angles_far_into_the_table_are_read() -> None:
+    position = 2**31 // HEAD_DIM + 1
+    cos_sin = torch.from_numpy(np.zeros((position + 1, HEAD_DIM), dtype=np.float32))
+    cos_sin[position] = NO_TURN[0]
+    batch = one_token_contexts(torch.tensor([position], dtype=torch.int32), torch.tensor([0]))
+    k_cache, v_cache = (torch.zeros(1, 1, PAGE_SIZE, HEAD_DIM).half() for _ in range(2))
+
+    q = fused_qk_ragged_rope_triton(QKV, cos_sin, k_cache, v_cache, batch, num_heads=1)
+
+    assert torch.equal(q[0, 0], QKV[0, :HEAD_DIM])
+
+
 def test_keys_far_into_the_cache_are_normalized() -> None:
     cache = far_cache()
     cache[FAR_PAGE, 0, 5] = 3

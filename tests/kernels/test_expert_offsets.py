@@ -43,16 +43,18 @@ def test_an_expert_far_into_the_weights_is_read() -> None:
 
 
 def test_a_row_far_into_the_activations_is_read() -> None:
-    x = far(2**16)
+    x = far(WIDTH)
     x[-1, :8] = 1
-    last = len(x) - 1
 
     out = grouped_matmul_ragged_triton(
-        x, torch.ones(2, 1, 2**16).half(), int32(0, last, last + 1), int32(-1, 0)
+        x,
+        torch.ones(1, 1, WIDTH).half(),
+        int32(0, 1),
+        int32(0),
+        token_expert_order=int32(len(x) - 1),
     )
 
-    assert out[-1].item() == 8
-    assert not out[:-1].any()
+    assert out.tolist() == [[8]]
 
 
 def test_an_adapter_far_into_the_bank_is_read() -> None:
@@ -95,3 +97,13 @@ def test_a_row_is_merged_behind_many() -> None:
     )
 
     assert merged[-1].eq(1).all()
+
+
+def test_rows_of_a_gigabyte_are_merged() -> None:
+    columns = 2**30
+    rows, merged = (torch.from_numpy(np.zeros((3, columns), dtype=np.float16)) for _ in range(2))
+    rows[2, :WIDTH] = 1
+
+    place_rows_kernel[(3, 1)](rows, int32(0, 3), int32(0, 0), merged, 1, 0, columns, BLOCK=WIDTH)
+
+    assert merged[2, :WIDTH].eq(1).all()

@@ -3,38 +3,19 @@
 This is what makes a row's bits equal in a decode step and in a prefill: see the kernels.
 """
 
-import json
-import os
 import re
-import subprocess
-import sys
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-OPERATIONS = ("linear", "dynamic_scaled_matmul", "matmul_gguf")
 MMA = re.compile(r"versionMajor = (\d+), .*instrShape = \[(\d+), (\d+)(?:, (\d+))?\]")
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the compile tool reports, from a process of its own without the interpreter."""
-    report = tmp_path_factory.mktemp("compile") / "matmuls.jsonl"
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, ROOT / "tools" / "compile_kernels.py", "--json", report]
-    run = subprocess.run(
-        [*command, "--capability", "80", "90", "--op", *OPERATIONS],
-        check=False,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.endswith(" 0 unfit\n")
-    return [json.loads(line) for line in report.read_text().splitlines()]
+def kernels(compile_ops: Callable[..., list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return compile_ops("linear", "dynamic_scaled_matmul", "matmul_gguf")
 
 
 def test_tiles_share_one_family_of_instructions(kernels: list[dict[str, Any]]) -> None:
@@ -66,7 +47,10 @@ def test_tiles_share_one_family_of_instructions(kernels: list[dict[str, Any]]) -
 
 
 def test_only_block_scales_are_fused_into_the_sum(kernels: list[dict[str, Any]]) -> None:
-    """Where the compiler may contract, it may do so in one tile and not in another."""
+    """Where the compiler may contract, it may do so in one tile and not in another.
+
+    In packed matmuls nothing is fused, so that their weights are those of the dequantization.
+    """
     scaled = [kernel for kernel in kernels if kernel["op"] == "dynamic_scaled_matmul"]
     assert len(scaled) == 10
     for kernel in scaled:

@@ -118,6 +118,19 @@ def test_a_block_of_columns_has_its_own_scale(matmul: Matmul) -> None:
     assert torch.equal(y, expected.repeat_interleave(torch.tensor([128, 2]), 1))
 
 
+@pytest.mark.parametrize("matmul", DYNAMIC)
+def test_a_row_of_scales_that_could_be_blocks_is_blocks(matmul: Matmul) -> None:
+    """Three rows of b and three blocks of columns."""
+    a, b = torch.ones(2, 300).to(FP8), torch.ones(3, 300).to(FP8)
+    b_scales = torch.tensor([[1.0, 2.0, 4.0]])
+
+    y = matmul(a, b, torch.ones(2, 3), b_scales, out_type=torch.float32)
+
+    assert torch.equal(y, torch.full((2, 3), 128.0 + 256.0 + 44.0 * 4))
+    with pytest.raises(ValueError, match=r"a_scales must be \[2, 3\], as .* per block, got \[1\]"):
+        dynamic_scaled_matmul(a, b, torch.ones(1), b_scales)
+
+
 @pytest.mark.parametrize("scaling", ["row", "block"])
 def test_triton_rows_have_the_same_bits_in_every_batch(scaling: Scaling) -> None:
     inputs = inputs_of(matmul_case((70, 40, 300), (scaling, scaling), torch.float32))

@@ -178,6 +178,16 @@ def test_no_rows_are_no_work(lora: Lora, ids: tuple[int, ...], offsets: tuple[in
     lora(**inputs | empty | {"lora_ids": int32(*ids), "input_row_offsets": int32(*offsets)})
 
 
+@pytest.mark.parametrize("lora", PATHS)
+def test_rows_of_no_sequence_keep_their_bits(lora: Lora) -> None:
+    inputs = inputs_of(SMALL_LORAS[1])
+    before = inputs["y"].clone()
+
+    lora(**inputs | {"lora_ids": int32(), "input_row_offsets": int32(0)})
+
+    assert torch.equal(inputs["y"], before)
+
+
 @pytest.mark.parametrize("lora", QKV_PATHS)
 @pytest.mark.parametrize("q_features", [0, 72])
 def test_qkv_may_lack_a_part(lora: Lora, q_features: int) -> None:
