@@ -29,6 +29,8 @@ class RequestLimits:
     """Prompt tokens times the log-probabilities reported for each, in one request."""
     grammar_bytes: int = 262144
     """A schema, regular expression, list of choices or grammar."""
+    compiled_grammar_bytes: int = 64 * 1024**2
+    """One when compiled. It grows with the vocabulary, to 6 MiB for the smallest at 128k tokens."""
     grammar_seconds: float = 10.0
     """Compiling one."""
     choices_of_text: int = 4096

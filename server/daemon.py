@@ -146,12 +146,12 @@ class Daemon:
             logger.info("draining live_streams=%d", self._client.num_live)
             await self._client.wait_until_empty(self._settings.shutdown_timeout)
         self._client.fail_all(EngineUnavailable("The server is shutting down", 5.0))
+        if self._grammars is not None:
+            await self._grammars.close()
         engine.cancel()
         await http.end_replies(LAST_WORDS_SECONDS)
         http.should_exit = True
         await serving
-        if self._grammars is not None:
-            await self._grammars.close()
         with contextlib.suppress(asyncio.CancelledError):
             await engine
         logger.info("stopped")

@@ -11,8 +11,9 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from quire.config.limits import LIMITS
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.messages import (
     Abort,
@@ -23,6 +24,7 @@ from quire.pipelines.core.messages import (
     Submit,
     ToWorker,
 )
+from quire.pipelines.core.plan import CONSTRAINT_ERRORS
 from quire.pipelines.core.status import TextGenerationStatus
 from quire.server.engine import TokenStream
 from quire.server.errors import (
@@ -40,6 +42,10 @@ logger = logging.getLogger(__name__)
 
 MAX_RESUMES = 3
 """A context alive in more worker deaths than this is suspected of causing them and is failed."""
+
+
+MAX_SUBMITTED_GRAMMAR_BYTES = 2 * LIMITS.compiled_grammar_bytes
+"""In one message, unless a single grammar is larger; well below what a message may hold."""
 
 
 class ProtocolError(Exception):
@@ -122,8 +128,8 @@ class EngineClient:
         self.last_progress = time.monotonic()
         self._metrics.on_ready(ready)
         waiting = sorted(self._live.values(), key=lambda stream: stream.context.request_id)
-        if waiting:
-            send(_submission(ready.epoch, [stream.context for stream in waiting]))
+        for contexts in _parts([stream.context for stream in waiting]):
+            send(_submission(ready.epoch, contexts))
 
     def detach(self) -> None:
         """The worker is gone: its unsent tokens never existed; live contexts wait for the next."""
@@ -162,7 +168,7 @@ class EngineClient:
                 stream.cached_tokens = cached[row]
             status = TextGenerationStatus(statuses[row])
             if status is TextGenerationStatus.FAILED:
-                self._end(stream, GenerationFailed(output.errors[row]))
+                self._end(stream, _row_error(output.errors[row]))
                 continue
             if bases[row] != stream.num_committed or tokens[row] < 0:
                 raise ProtocolError(
@@ -269,9 +275,33 @@ class EngineClient:
             stream.fail(error)
 
 
+def _parts(contexts: Sequence[TextContext]) -> Iterator[list[TextContext]]:
+    """`contexts` in order, in parts whose grammars fit one message."""
+    part: list[TextContext] = []
+    digests: set[str] = set()
+    room = MAX_SUBMITTED_GRAMMAR_BYTES
+    for context in contexts:
+        grammar = context.grammar
+        if grammar is not None and grammar.digest not in digests:
+            if part and len(grammar.data) > room:
+                yield part
+                part, digests, room = [], set(), MAX_SUBMITTED_GRAMMAR_BYTES
+            digests.add(grammar.digest)
+            room -= len(grammar.data)
+        part.append(context)
+    if part:
+        yield part
+
+
 def _submission(epoch: int, contexts: Sequence[TextContext]) -> Submit:
     grammars = {c.grammar.digest: c.grammar for c in contexts if c.grammar is not None}
     return Submit(epoch, [context.to_wire() for context in contexts], list(grammars.values()))
+
+
+def _row_error(reason: str) -> ApiError:
+    if reason in CONSTRAINT_ERRORS:
+        return InvalidRequest(f"The request cannot be met: {reason}", code="constraints_conflict")
+    return GenerationFailed(reason)
 
 
 def _finish_reason(stream: LiveStream, error: ApiError | None) -> FinishReason:

@@ -12,6 +12,7 @@
       PayloadTooLarge            413  invalid_request_error, code payload_too_large
       UnsupportedMediaType       415  invalid_request_error, code unsupported_media_type
       Overloaded                 429  rate_limit_error, code overloaded        + Retry-After
+      ClientLeft                 499  invalid_request_error, code client_left, read by logs alone
       GenerationFailed           500  api_error, code generation_failed        + x-should-retry: false
       InternalError              500  api_error, code internal_error
       EngineUnavailable          503  api_error, code engine_unavailable       + Retry-After
@@ -169,6 +170,17 @@ class EngineUnavailable(_RetryLater):
 
     status = 503
     code = "engine_unavailable"
+
+
+class ClientLeft(ApiError):
+    """The client closed the connection before there was a reply; nginx's status for it."""
+
+    status = 499
+    type = "invalid_request_error"
+    code = "client_left"
+
+    def __init__(self) -> None:
+        super().__init__("The client left")
 
 
 class GenerationFailed(ApiError):

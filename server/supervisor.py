@@ -208,6 +208,13 @@ class Supervisor:
         if not self._lifecycle.has_started:
             for line in ready.memory_table.splitlines():
                 logger.info("memory plan: %s", line)
+            if ready.cpu_kernels == "torch":
+                logger.warning(
+                    "the native CPU kernels were not built (no C++ compiler at install?): "
+                    "attention runs on torch, several times slower"
+                )
+            elif ready.cpu_kernels:
+                logger.info("native CPU kernels: %s", ready.cpu_kernels)
         logger.info(
             "worker ready pid=%d epoch=%d device=%s dtype=%s max_length=%d pages=%d page_size=%d",
             ready.pid,

@@ -56,8 +56,7 @@ def fused_qkv_ragged_matmul_quantized(
         v_cache: as `k_cache`.
         num_heads: H.
         group_size, qzeros, bias_N: as of `matmul_gptq`; AWQ needs zeros.
-        perm_idx, zero_offset: as of `matmul_gptq`, for GPTQ alone.
-        quant_method: "gptq" or "awq".
+        perm_idx, zero_offset: as of `matmul_gptq`, for GPTQ alone; `quant_method` "gptq" or "awq".
         k_scale, v_scale: what a stored key or value is multiplied by when read; 1 unless fp8.
 
     Returns:
@@ -69,6 +68,7 @@ def fused_qkv_ragged_matmul_quantized(
     in_features, columns = check_int4(
         quant_method, qweight, qzeros, scales, group_size, perm_idx, zero_offset, x_TK.device
     )
+    _check_zero_offset(quant_method, zero_offset)
     check_input(x_TK, in_features, columns, bias_N)
     _check_cached(x_TK, k_cache, v_cache, batch, k_scale, v_scale)
     _check_heads("qweight", columns, num_heads, 2 * k_cache.shape[1], k_cache)
@@ -86,6 +86,11 @@ def fused_qkv_ragged_matmul_quantized(
         bias_N=bias_N, zero_offset=zero_offset, quant_method=quant_method,
         k_scale=k_scale, v_scale=v_scale,
     )  # fmt: skip
+
+
+def _check_zero_offset(quant_method: str, zero_offset: int) -> None:
+    if quant_method == "awq" and zero_offset != 1:
+        raise ValueError(f"zero_offset is of GPTQ weights, got {zero_offset} with AWQ")
 
 
 def _fake_unfused(

@@ -15,7 +15,7 @@ class GrammarSpec(msgspec.Struct, frozen=True):
     source: str = ""
 
 
-class Grammar(msgspec.Struct, frozen=True, array_like=True):
+class Grammar(msgspec.Struct, frozen=True, array_like=True, weakref=True):
     """A compiled grammar: `data` as xgrammar serializes it, `digest` of what it was made from."""
 
     digest: str
@@ -24,6 +24,10 @@ class Grammar(msgspec.Struct, frozen=True, array_like=True):
 
 class TokenMatcher(Protocol):
     """Where a context's text stands in its grammar."""
+
+    @property
+    def is_too_slow(self) -> bool:
+        """Whether it holds up the rows beside it more than a request may."""
 
     def mask(self, logits_V: Any) -> None:
         """Set the fp32 logits of the tokens that cannot follow to -inf."""

@@ -61,6 +61,8 @@ class Ready(msgspec.Struct, tag="ready", array_like=True, frozen=True):
     """(what, bytes) rows of the memory plan."""
     memory_table: str
     """The memory plan for a person's eyes, several lines."""
+    cpu_kernels: str = ""
+    """On a CPU: the instruction set of the native kernels, or torch where they were not built."""
 
 
 class Fatal(msgspec.Struct, tag="fatal", array_like=True, frozen=True):

@@ -11,6 +11,11 @@ from numpy.typing import NDArray
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.logprobs import LogProbabilities, PromptLogProbabilities
 
+NO_TOKEN_LEFT = "the request's constraints leave no token to sample"
+GRAMMAR_TOO_SLOW = "the request's grammar takes too long to follow; make it less ambiguous"
+CONSTRAINT_ERRORS = (NO_TOKEN_LEFT, GRAMMAR_TOO_SLOW)
+"""Errors of rows that are their requests' own fault."""
+
 
 # A struct, since one is made per row and step: a frozen dataclass takes nine times as long.
 class PlanRow(msgspec.Struct, frozen=True, eq=False):

@@ -2,10 +2,11 @@
 
 A frame is a little-endian uint32 and that many bytes. First a `CompilerBoot` as JSON, answered by
 an empty frame; then `GrammarSpec`s, answered by `Compiled`, both as msgpack. It ends with its
-standard input, and may be killed at any time.
+standard input or its parent, and may be killed at any time.
 """
 
 import json
+import os
 import resource
 import signal
 import struct
@@ -16,6 +17,8 @@ from typing import Any, BinaryIO
 import msgspec
 from setproctitle import setproctitle
 
+from quire.config.limits import LIMITS
+from quire.pipelines.core.child_process import die_with_parent, prefer_as_oom_victim
 from quire.pipelines.core.grammar import GrammarSpec
 from quire.pipelines.structured.vocabulary import tokenizer_info
 from quire.pipelines.tokenizer import TextTokenizer
@@ -56,9 +59,13 @@ class Compiler:
             matcher = self._xgrammar.GrammarMatcher(grammar)
             if matcher.fill_next_token_bitmask(self._bitmask, 0) and not self._bitmask.any():
                 return Compiled(error="no text of this model's tokens can match it")
-            return Compiled(data=grammar.serialize_json())
+            data = grammar.serialize_json()
         except (RuntimeError, ValueError, MemoryError) as error:
             return Compiled(error=_one_line(str(error)) or type(error).__name__)
+        size, limit = len(data), LIMITS.compiled_grammar_bytes
+        if size > limit:
+            return Compiled(error=f"it takes {size} bytes when compiled, the limit is {limit}")
+        return Compiled(data=data)
 
     def _compiled(self, spec: GrammarSpec) -> Any:
         compiler = self._compiler
@@ -73,7 +80,9 @@ class Compiler:
             case "regex":
                 return compiler.compile_regex(spec.source)
             case "choice":
-                choices = " | ".join(map(json.dumps, json.loads(spec.source)))
+                # EBNF has JSON's escapes, but no pairs of them for one character.
+                quoted = (json.dumps(c, ensure_ascii=False) for c in json.loads(spec.source))
+                choices = " | ".join(quoted)
                 return compiler.compile_grammar(f"root ::= {choices}")
             case "ebnf":
                 return compiler.compile_grammar(spec.source)
@@ -100,6 +109,9 @@ def write_frame(stream: BinaryIO, data: bytes) -> None:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # While it compiles it does not see the end of its input.
+    die_with_parent(os.getppid())
+    prefer_as_oom_victim()
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     # What a library prints must not land among the frames.
     sys.stdout = sys.stderr

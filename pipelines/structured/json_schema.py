@@ -20,6 +20,18 @@ _OBJECTS = frozenset(
 )
 _ALONE = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const")
 _KNOWN = _NUMBERS | _STRINGS | _ARRAYS | _OBJECTS | {"type", *_ALONE}
+_FORMATS = (
+    "date",
+    "time",
+    "date-time",
+    "duration",
+    "email",
+    "hostname",
+    "ipv4",
+    "ipv6",
+    "uuid",
+) + ("uri", "uri-reference", "uri-template", "json-pointer", "relative-json-pointer")
+"""Others would be dropped."""
 _JSON_TYPES: Mapping[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
@@ -118,6 +130,8 @@ class _Checker:
             for name in sorted(group & set(kept)):
                 if not types & needed:
                     raise _refusal(path, name, f" without type {' or '.join(sorted(needed))}")
+        if kept.get("format", "date") not in _FORMATS:
+            raise _refusal(path, "format", f": {kept['format']!r:.80}")
         for name in sorted(_NUMBERS & set(kept)):
             _check_number(name, kept[name], "integer" in types and "number" not in types, path)
         if kept.get("uniqueItems"):
@@ -172,8 +186,8 @@ class _Checker:
             numbers = {"integer", "number"}
             if len(set(kinds)) == len(kinds) and not numbers <= set(kinds):
                 return True
-        for name in set.intersection(*(set(branch.get("required", ())) for branch in resolved)):
-            tags = [self._resolved(branch.get("properties", {}).get(name)) for branch in resolved]
+        for name in set.intersection(*map(_required, resolved)):
+            tags = [self._resolved(_properties(branch).get(name)) for branch in resolved]
             values = [repr(v) for tag in tags for v in _tag_values(tag)]
             if all(_tag_values(tag) for tag in tags) and len(set(values)) == len(values):
                 return True
@@ -187,10 +201,23 @@ class _Checker:
         return None
 
 
+def _required(schema: Mapping[str, Any]) -> set[str]:
+    names = schema.get("required")
+    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+
+
+def _properties(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    properties = schema.get("properties")
+    return properties if isinstance(properties, dict) else {}
+
+
 def _tag_values(schema: Any) -> list[Any]:
     if not isinstance(schema, dict):
         return []
-    return [schema["const"]] if "const" in schema else list(schema.get("enum", ()))
+    if "const" in schema:
+        return [schema["const"]]
+    values = schema.get("enum")
+    return values if isinstance(values, list) else []
 
 
 def _with_length_as_pattern(kept: dict[str, Any], path: str) -> dict[str, Any]:
@@ -227,7 +254,8 @@ def _check_number(name: str, value: Any, is_integer: bool, path: str) -> None:
 def _types(kept: Mapping[str, Any], path: str) -> list[str]:
     value = kept["type"]
     types = [value] if isinstance(value, str) else value
-    if not isinstance(types, list) or not types or not all(t in _JSON_TYPES for t in types):
+    names = list(_JSON_TYPES)
+    if not isinstance(types, list) or not types or not all(t in names for t in types):
         raise _refusal(path, "type", f": {value!r:.80} is no type of JSON")
     return types
 

@@ -1,8 +1,8 @@
 """The worker's side of structured output: compiled grammars, and a context's place in one."""
 
-import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,12 @@ from quire.pipelines.core.grammar import Grammar
 from quire.pipelines.structured.vocabulary import tokenizer_info
 from quire.pipelines.tokenizer import TextTokenizer
 
-MAX_KEPT = 64
-"""Compiled grammars kept for contexts to come."""
+FIRST_SECONDS = 1.0
+SECONDS_PER_TOKEN = 0.02
+"""CPU time that a matcher may take from the steps it shares. A usual one takes a thousandth."""
+MAX_LOADED_BYTES = 64 * 1024**2
+"""Of the grammars kept for contexts to come, as they were sent; in memory they are several times
+as large."""
 
 
 class GrammarMatcher:
@@ -25,10 +29,19 @@ class GrammarMatcher:
     def __init__(self, matcher: Any, bitmask: torch.Tensor) -> None:
         self._matcher = matcher
         self._bitmask = bitmask
+        self._allowed_seconds = FIRST_SECONDS
+
+    @property
+    def is_too_slow(self) -> bool:
+        """Whether the grammar is so ambiguous that every token takes longer than a step should."""
+        return self._allowed_seconds < 0
 
     def mask(self, logits_V: torch.Tensor) -> None:
         """Set the fp32 logits of the tokens that cannot follow to -inf."""
-        if self._matcher.fill_next_token_bitmask(self._bitmask, 0):
+        start = time.thread_time()
+        is_needed = self._matcher.fill_next_token_bitmask(self._bitmask, 0)
+        self._allowed_seconds += SECONDS_PER_TOKEN - (time.thread_time() - start)
+        if is_needed:
             apply_token_bitmask(logits_V[None], self._bitmask.to(logits_V.device))
 
     def accept(self, token: int) -> None:
@@ -37,7 +50,10 @@ class GrammarMatcher:
         Raises:
             ValueError: the grammar does not allow it.
         """
-        if not self._matcher.accept_token(token):
+        start = time.thread_time()
+        is_accepted = self._matcher.accept_token(token)
+        self._allowed_seconds -= time.thread_time() - start
+        if not is_accepted:
             raise ValueError(f"token {token} does not follow in the grammar")
 
 
@@ -48,49 +64,58 @@ class GrammarMatchers:
         self._folder = folder
         self._spec = spec
         self._vocab_size = spec.vocab_size
-        self._compiled: OrderedDict[str, Any] = OrderedDict()
-        self._lock = threading.Lock()
+        self._loaded: OrderedDict[str, tuple[Future[Any], int]] = OrderedDict()
+        self._loaded_bytes = 0
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load-grammars")
         self._info: Any = None
 
     def prepare(self) -> None:
         """Load xgrammar in the background: it takes a second, in which others generate."""
-        threading.Thread(target=self._tokenizer_info, name="load-xgrammar", daemon=True).start()
+        self._loader.submit(self._tokenizer_info)
 
-    def attach(self, context: TextContext, grammars: Iterable[Grammar]) -> None:
-        """Give `context` the matcher of its grammar, past the tokens it has generated.
+    def load(self, grammar: Grammar) -> Future[Any]:
+        """Read a compiled grammar in the background: a large one takes as long as many steps."""
+        if grammar.digest not in self._loaded:
+            loading = self._loader.submit(self._deserialized, grammar)
+            self._loaded[grammar.digest] = loading, len(grammar.data)
+            self._loaded_bytes += len(grammar.data)
+        self._loaded.move_to_end(grammar.digest)
+        loading, _ = self._loaded[grammar.digest]
+        while self._loaded_bytes > MAX_LOADED_BYTES and len(self._loaded) > 1:
+            _, (_, size) = self._loaded.popitem(last=False)
+            self._loaded_bytes -= size
+        return loading
+
+    def attach(self, context: TextContext, loaded: Future[Any]) -> None:
+        """Give `context` the matcher of the grammar that `load` gave, past its generated tokens.
 
         Raises:
-            ValueError: the grammar is not among `grammars`, or its tokens do not follow it.
+            ValueError: what was loaded is no grammar of this model, or the tokens do not follow it.
         """
-        found = {grammar.digest: grammar for grammar in grammars}.get(context.grammar_digest)
-        if found is None:
-            raise ValueError("the request came without its grammar")
         import xgrammar
 
         matcher = GrammarMatcher(
-            xgrammar.GrammarMatcher(self._grammar(found)),
+            xgrammar.GrammarMatcher(loaded.result()),
             xgrammar.allocate_token_bitmask(1, self._vocab_size),
         )
         for token in context.tokens.generated.tolist():
             matcher.accept(token)
+            if matcher.is_too_slow:
+                break
         context.matcher = matcher
 
-    def _grammar(self, grammar: Grammar) -> Any:
-        if grammar.digest not in self._compiled:
-            import xgrammar
+    def _deserialized(self, grammar: Grammar) -> Any:
+        import xgrammar
 
-            self._compiled[grammar.digest] = xgrammar.CompiledGrammar.deserialize_json(
-                grammar.data, self._tokenizer_info()
-            )
-            if len(self._compiled) > MAX_KEPT:
-                self._compiled.popitem(last=False)
-        self._compiled.move_to_end(grammar.digest)
-        return self._compiled[grammar.digest]
+        try:
+            return xgrammar.CompiledGrammar.deserialize_json(grammar.data, self._tokenizer_info())
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
 
     def _tokenizer_info(self) -> Any:
-        with self._lock:
-            if self._info is None:
-                tokenizer = TextTokenizer.from_folder(self._folder)
-                ends = self._spec.end_token_ids(tokenizer.eos_token_id)
-                self._info = tokenizer_info(tokenizer, self._vocab_size, ends)
-            return self._info
+        """Called by the loader's only thread."""
+        if self._info is None:
+            tokenizer = TextTokenizer.from_folder(self._folder)
+            ends = self._spec.end_token_ids(tokenizer.eos_token_id)
+            self._info = tokenizer_info(tokenizer, self._vocab_size, ends)
+        return self._info

@@ -1,16 +1,14 @@
 """Which tokens a context's parameters forbid or favour, as changes of its row of logits."""
 
-import numpy as np
 import torch
 
 from quire.kernels.sampling import mask_tokens
 from quire.pipelines.core.context import TextContext
+from quire.pipelines.core.plan import GRAMMAR_TOO_SLOW, NO_TOKEN_LEFT
 
-NO_TOKEN_LEFT = "the request's constraints leave no token to sample"
 
-
-def constrain(logits_SV: torch.Tensor, row: int, context: TextContext) -> bool:
-    """Change fp32 `logits_SV[row]`; False when no token is left."""
+def constrain(logits_SV: torch.Tensor, row: int, context: TextContext) -> str | None:
+    """Change fp32 `logits_SV[row]`; the reason if no token can be sampled from it."""
     params, logits_V = context.params, logits_SV[row]
     if params.logit_bias:
         tokens = _index(list(params.logit_bias), logits_V)
@@ -21,11 +19,13 @@ def constrain(logits_SV: torch.Tensor, row: int, context: TextContext) -> bool:
         logits_V.fill_(float("-inf"))
         logits_V[tokens] = kept
     if context.matcher is not None:
+        if context.matcher.is_too_slow:
+            return GRAMMAR_TOO_SLOW
         context.matcher.mask(logits_V)
     if banned := _banned_tokens(context, logits_SV.shape[1]):
         mask_tokens(logits_SV, row, banned)
     is_constrained = bool(params.allowed_token_ids or banned or context.matcher)
-    return not is_constrained or bool(logits_V.isfinite().any())
+    return NO_TOKEN_LEFT if is_constrained and not logits_V.isfinite().any() else None
 
 
 def _index(tokens: list[int], logits_V: torch.Tensor) -> torch.Tensor:
@@ -49,11 +49,11 @@ def _ends(context: TextContext) -> list[int]:
 
 
 def _ends_of_bad_words(context: TextContext) -> list[int]:
-    generated = context.tokens.generated
-    found = []
-    for word in context.params.bad_words:
-        before = np.array(word[:-1], dtype=np.int32)
-        tail = generated[len(generated) - len(before) :]
-        if len(before) <= len(generated) and np.array_equal(tail, before):
-            found.append(word[-1])
-    return found
+    words = context.params.bad_words
+    longest = max(map(len, words), default=1) - 1
+    tail = tuple(context.tokens.generated[-longest:].tolist()) if longest else ()
+    return [
+        word[-1]
+        for word in words
+        if len(word) == 1 or (len(word) <= len(tail) + 1 and tail[1 - len(word) :] == word[:-1])
+    ]

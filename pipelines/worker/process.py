@@ -4,15 +4,15 @@ It blocks in poll when idle. It dies with the API process: the kernel sends SIGK
 (PR_SET_PDEATHSIG), and the end of standard input ends it where that does not exist.
 """
 
-import ctypes
 import gc
 import logging
 import os
 import signal
 import sys
 import threading
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 import zmq
@@ -20,6 +20,7 @@ from setproctitle import setproctitle
 
 from quire.config.errors import QuireError
 from quire.config.settings import ModelSettings
+from quire.pipelines.core.child_process import die_with_parent, prefer_as_oom_victim
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.messages import (
     Abort,
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG = 1
+LOADING_POLL_MS = 2
+"""How often an idle worker looks whether a grammar has been read."""
 
 
 class WorkerProcess:
@@ -50,6 +52,8 @@ class WorkerProcess:
     def __init__(self, boot: Boot) -> None:
         self._boot = boot
         self._matchers: GrammarMatchers | None = None
+        self._loading: list[tuple[TextContext, Future[Any]]] = []
+        """Contexts that wait for their grammars."""
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToWorker)
         self._context = zmq.Context()
@@ -102,6 +106,7 @@ class WorkerProcess:
                 max_batch_input_tokens=config.max_batch_input_tokens,
                 memory_plan=[(row.name, row.num_bytes) for row in model.plan.rows],
                 memory_table=model.plan.table(),
+                cpu_kernels=started.cpu_kernels,
             )
         )
         return started.engine
@@ -117,7 +122,11 @@ class WorkerProcess:
         """Handle every waiting message; block for one when there is no work."""
         changed = False
         while True:
+            self._submit_loaded(engine)
             idle = not engine.has_work
+            if idle and self._loading:
+                self._socket.poll(LOADING_POLL_MS)
+                idle = False
             if idle and changed:
                 self._send(engine.stats_frame())
                 changed = False
@@ -133,6 +142,9 @@ class WorkerProcess:
                     self._submit(engine, message)
                 case Abort(request_ids=request_ids):
                     engine.abort(request_ids)
+                    self._loading = [
+                        item for item in self._loading if item[0].request_id not in request_ids
+                    ]
                 case ResetPrefixCache():
                     engine.reset_prefix_cache()
                 case PrepareGrammars():
@@ -140,15 +152,29 @@ class WorkerProcess:
             changed = True
 
     def _submit(self, engine: Engine, message: Submit) -> None:
+        grammars = {grammar.digest: grammar for grammar in message.grammars}
         for wire in message.contexts:
             context = TextContext.from_wire(wire)
-            if context.grammar_digest:
-                try:
-                    self._grammars().attach(context, message.grammars)
-                except ValueError as error:
-                    engine.reject(context, f"structured output: {error}")
-                    continue
-            engine.submit([context])
+            if not context.grammar_digest:
+                engine.submit([context])
+            elif (grammar := grammars.get(context.grammar_digest)) is None:
+                engine.reject(context, "structured output: the request came without its grammar")
+            else:
+                self._loading.append((context, self._grammars().load(grammar)))
+
+    def _submit_loaded(self, engine: Engine) -> None:
+        """Hand the engine the contexts whose grammars have been read meanwhile."""
+        waiting, self._loading = self._loading, []
+        for context, loading in waiting:
+            if not loading.done():
+                self._loading.append((context, loading))
+                continue
+            try:
+                self._grammars().attach(context, loading)
+            except ValueError as error:
+                engine.reject(context, f"structured output: {error}")
+            else:
+                engine.submit([context])
 
     def _grammars(self) -> "GrammarMatchers":
         assert self._matchers is not None
@@ -158,26 +184,13 @@ class WorkerProcess:
         self._socket.send(self._encoder.encode(message))
 
 
-def _die_with_parent(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(0)
-
+def _end_with_input() -> None:
     def watch() -> None:
         while sys.stdin.buffer.read(4096):
             pass
         os._exit(0)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
-
-
-def _prefer_as_oom_victim() -> None:
-    # The kernel should take the worker, which is restarted, not the API process with the streams.
-    try:
-        Path("/proc/self/oom_score_adj").write_text("500")
-    except OSError:
-        return
 
 
 def main() -> None:
@@ -187,8 +200,9 @@ def main() -> None:
     parent = os.getppid()
     boot = msgspec.json.decode(sys.stdin.buffer.readline(), type=Boot)
     setproctitle(f"quire: worker {boot.epoch} {Path(boot.folder).name}")
-    _die_with_parent(parent)
-    _prefer_as_oom_victim()
+    die_with_parent(parent)
+    _end_with_input()
+    prefer_as_oom_victim()
     try:
         code = WorkerProcess(boot).run()
     except Exception:

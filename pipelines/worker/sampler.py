@@ -16,7 +16,7 @@ from quire.kernels.sampling import (
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.logprobs import LogProbabilities
 from quire.pipelines.core.plan import PlanRow, StepResult
-from quire.pipelines.worker.constraints import NO_TOKEN_LEFT, constrain
+from quire.pipelines.worker.constraints import constrain
 
 INVALID_LOGITS = "the model produced invalid logits (NaN or infinity)"
 
@@ -34,9 +34,9 @@ def sample_rows(logits_SV: torch.Tensor, rows: Sequence[PlanRow]) -> StepResult:
     invalid_S = find_invalid_rows(logits_SV)
     apply_penalty_rows(logits_SV, _penalties(contexts))
     blocked = {
-        index: NO_TOKEN_LEFT
+        index: reason
         for index, context in enumerate(contexts)
-        if not constrain(logits_SV, index, context)
+        if (reason := constrain(logits_SV, index, context)) is not None
     }
     tokens_S = sample_tokens(logits_SV, _sampling_inputs(rows))
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quire.config.settings import ModelSettings
+from quire.kernels.native import library
 from quire.pipelines.architectures.spec import load_model_spec
 from quire.pipelines.scheduler.config import SchedulerConfig
 from quire.pipelines.structured.matcher import GrammarMatchers
@@ -19,6 +20,8 @@ class StartedEngine:
     engine: Engine
     model: LoadedModel
     config: SchedulerConfig
+    cpu_kernels: str
+    """As in `Ready`."""
     matchers: GrammarMatchers
 
 
@@ -42,4 +45,12 @@ def start_engine(
         enable_prefix_caching=settings.enable_prefix_caching,
     )
     matchers = GrammarMatchers(folder, spec)
-    return StartedEngine(Engine(model.runner, config, epoch), model, config, matchers)
+    engine = Engine(model.runner, config, epoch)
+    return StartedEngine(engine, model, config, _cpu_kernels(model.device), matchers)
+
+
+def _cpu_kernels(device: str) -> str:
+    if device != "cpu":
+        return ""
+    native = library()
+    return "torch" if native is None else native.instruction_set.name.lower()

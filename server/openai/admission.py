@@ -14,7 +14,8 @@ from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.grammar import Grammar
 from quire.pipelines.core.sampling_params import MAX_SEED, SamplingParams
 from quire.server.engine import Engine
-from quire.server.errors import ContextLengthExceeded, InvalidRequest
+from quire.server.errors import ClientLeft, ContextLengthExceeded, InvalidRequest
+from quire.server.openai.body import disconnect
 from quire.server.openai.schema import GenerationRequest
 from quire.server.openai.served import ServedModel
 from quire.server.openai.structured import compiled_grammar, grammar_spec
@@ -67,14 +68,17 @@ def build_contexts(
     ):
         for token in tokens:
             check_token(token, served, field)
-    _check_logprob_cells(request, prompts)
-    contexts: list[TextContext] = []
+    _check_allowed_tokens(served, request)
+    kept: list[Sequence[int]] = []
     for ids in prompts:
         if not ids:
             raise InvalidRequest(f"'{param}' must not be empty", param=param, code="invalid_value")
         for token in (min(ids), max(ids)):
             check_token(token, served, param)
-        ids = _cut(ids, request, engine.max_length)
+        kept.append(_cut(ids, request, engine.max_length))
+    _check_logprob_cells(request, kept)
+    contexts: list[TextContext] = []
+    for ids in kept:
         limit = _output_limit(engine.max_length, len(ids), request, param)
         # A prompt that is only to be told still samples the one token that ends the context.
         most = default_max_tokens if limit is None else max(1, limit)
@@ -96,6 +100,21 @@ def build_contexts(
             for choice in range(request.n)
         ]
     return contexts
+
+
+def _check_allowed_tokens(served: ServedModel, request: GenerationRequest) -> None:
+    ends = {*request.stop_token_ids, *(() if request.ignore_eos else served.eos_token_ids)}
+    if (
+        request.allowed_token_ids
+        and request.min_tokens
+        and ends.issuperset(request.allowed_token_ids)
+    ):
+        raise InvalidRequest(
+            "'allowed_token_ids' must hold a token that does not end the output, since 'min_tokens' "
+            f"is {request.min_tokens}",
+            param="allowed_token_ids",
+            code="invalid_value",
+        )
 
 
 def _check_logprob_cells(request: GenerationRequest, prompts: Sequence[Sequence[int]]) -> None:
@@ -212,15 +231,32 @@ def _bad_words(served: ServedModel, words: Sequence[str]) -> tuple[tuple[int, ..
 async def grammar_of(
     http: Request, served: ServedModel, request: GenerationRequest
 ) -> Grammar | None:
-    """The grammar that constrains the request's output, if one does.
+    """The grammar that constrains the request's output, if one does. Its body must have been read.
 
     Raises:
         InvalidRequest: it cannot be enforced or compiled.
+        ClientLeft: while it was compiled.
     """
-    return await compiled_grammar(
-        http.app.state.grammars,
-        grammar_spec(request.response_format, request.structured_outputs),
-        ends=served.eos_token_ids,
-        ignore_eos=request.ignore_eos,
-        min_tokens=request.min_tokens,
+    format_, outputs = request.response_format, request.structured_outputs
+    if format_ is None and outputs is None:
+        return None
+    # A schema may be as large as a body, and checking it takes as long as it takes.
+    found = await asyncio.to_thread(grammar_spec, format_, outputs)
+    compiling = asyncio.create_task(
+        compiled_grammar(
+            http.app.state.grammars,
+            found,
+            ends=served.eos_token_ids,
+            ignore_eos=request.ignore_eos,
+            min_tokens=request.min_tokens,
+        )
     )
+    leaving = asyncio.create_task(disconnect(http.receive))
+    try:
+        await asyncio.wait({compiling, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not compiling.done():
+            raise ClientLeft
+        return await compiling
+    finally:
+        compiling.cancel()
+        leaving.cancel()

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import orjson
 from pydantic import ValidationError
 from starlette.requests import Request
+from starlette.types import Receive
 
 from quire.config.limits import LIMITS
 from quire.server.errors import InvalidRequest, UnsupportedMediaType, UnsupportedParameter
@@ -42,6 +43,12 @@ async def read_request(http: Request, kind: Kind[R]) -> R:
     return parse(body, kind)
 
 
+async def disconnect(receive: Receive) -> None:
+    """Wait until the client has left. The request's body must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 def parse(body: bytes, kind: Kind[R]) -> R:
     """Raises InvalidRequest or UnsupportedParameter naming the first field at fault."""
     try:
@@ -54,8 +61,9 @@ def parse(body: bytes, kind: Kind[R]) -> R:
     if not isinstance(data, dict):
         raise InvalidRequest("The body must be a JSON object")
     # Each level opens with a bracket, so few brackets (in strings or not) mean few levels.
-    if body.count(b"{") + body.count(b"[") > LIMITS.json_depth:
-        _check_depth(data)
+    may_be_deep = body.count(b"{") + body.count(b"[") > LIMITS.json_depth
+    if may_be_deep and is_deeper(data, LIMITS.json_depth):
+        raise InvalidRequest(f"The body is nested more than {LIMITS.json_depth} levels deep")
     checked: type[R] = kind if isinstance(kind, type) else kind(data)
     try:
         return checked.model_validate(data)
@@ -76,9 +84,10 @@ def warning_headers(request: RequestModel) -> dict[str, str]:
     return {"x-quire-warning": f"unknown fields ignored: {shown}"}
 
 
-def _check_depth(data: Any) -> None:
-    level = [data]
-    for _ in range(LIMITS.json_depth):
+def is_deeper(data: Any, levels: int) -> bool:
+    """Whether objects and lists in `data` are nested more than `levels` deep."""
+    level = [data] if isinstance(data, dict | list) else []
+    for _ in range(levels):
         level = [
             item
             for container in level
@@ -86,8 +95,8 @@ def _check_depth(data: Any) -> None:
             if isinstance(item, dict | list)
         ]
         if not level:
-            return
-    raise InvalidRequest(f"The body is nested more than {LIMITS.json_depth} levels deep")
+            return False
+    return bool(level)
 
 
 def _client_error(error: ValidationError) -> InvalidRequest:

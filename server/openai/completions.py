@@ -28,7 +28,7 @@ from quire.server.openai.served import ServedModel
 
 @dataclass(frozen=True, slots=True)
 class ShownPrompt:
-    """A choice's prompt, as replies may show it."""
+    """A choice's prompt, as replies may show it; `text` is empty unless it is echoed."""
 
     ids: list[int]
     text: str
@@ -132,11 +132,12 @@ async def create_completion(http: Request) -> Response:
         default_max_tokens=DEFAULT_COMPLETION_TOKENS,
         grammar=await grammar_of(http, served, request),
     )
-    given = [prompt for prompt in request.prompt for _ in range(request.n)]
+    firsts = contexts[:: request.n]
     shown = [
         _shown(served, request, prompt, context)
-        for prompt, context in zip(given, contexts, strict=True)
+        for prompt, context in zip(request.prompt, firsts, strict=True)
     ]
+    shown = [prompt for prompt in shown for _ in range(request.n)]
     return await respond(
         http,
         request,
@@ -167,6 +168,8 @@ def _shown(
     served: ServedModel, request: CompletionRequest, prompt: Prompt, context: TextContext
 ) -> ShownPrompt:
     ids = context.tokens.prompt.tolist()
+    if not request.echo:
+        return ShownPrompt(ids, "")
     if isinstance(prompt, str) and request.truncate_prompt_tokens is None:
         return ShownPrompt(ids, prompt)
     return ShownPrompt(ids, served.tokenizer.decode(ids))

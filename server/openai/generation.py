@@ -14,6 +14,7 @@ from quire.pipelines.tokenizer import TextTokenizer
 from quire.server.engine import Engine, TokenChunk, TokenStream
 from quire.server.errors import GenerationFailed, InternalError
 from quire.server.logs import RequestDetails
+from quire.server.openai.body import disconnect
 from quire.server.openai.replies import Usage
 
 
@@ -149,8 +150,7 @@ class Generation:
         """Close as soon as the client has left. The request's body must have been read."""
 
         async def watch() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
+            await disconnect(receive)
             self.close()
 
         self._watcher = asyncio.create_task(watch())

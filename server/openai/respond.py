@@ -1,5 +1,6 @@
 """The part of an endpoint after its contexts exist: run them, then reply whole or as a stream."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 import orjson
@@ -15,6 +16,9 @@ from quire.server.openai.sse import EventStream
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; seen by logs and metrics only."""
+
+MANY_LOGPROBS = 256
+"""Tokens whose log-probabilities are made in a thread."""
 
 
 async def respond(
@@ -70,5 +74,13 @@ async def _whole(
         deltas[delta.index].append(delta)
     if not generation.is_complete:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    body = orjson.dumps(reply.whole(deltas, generation.usage))
+    usage = generation.usage
+    num_shown = sum(
+        len(delta.logprobs) + len(delta.prompt_logprobs or ()) for row in deltas for delta in row
+    )
+    if num_shown > MANY_LOGPROBS:
+        # Spelling them out takes long enough to hold up every stream.
+        body = await asyncio.to_thread(lambda: orjson.dumps(reply.whole(deltas, usage)))
+    else:
+        body = orjson.dumps(reply.whole(deltas, usage))
     return Response(body, media_type="application/json", headers=dict(headers))

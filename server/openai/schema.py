@@ -162,7 +162,8 @@ class GenerationRequest(RequestModel):
     @classmethod
     def _by_token_id(cls, value: dict[str, float]) -> dict[str, float]:
         for name in value:
-            if not (name.isascii() and name.isdecimal()):
+            is_number = name.isascii() and name.isdecimal() and len(name) <= 10
+            if not is_number or str(int(name)) != name:
                 raise refusal("", f"must have token ids as names, not {name[:32]!r}")
         return value
 

@@ -12,6 +12,7 @@ from quire.pipelines.structured.json_schema import NotEnforceable, enforceable
 from quire.server.errors import InvalidRequest
 from quire.server.grammars import GrammarCompiler
 from quire.server.openai import known_fields
+from quire.server.openai.body import is_deeper
 from quire.server.openai.known_fields import Harmless
 from quire.server.openai.request_model import RequestModel, refusal
 
@@ -115,12 +116,17 @@ def _parsed(value: dict[str, Any] | str, param: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return orjson.loads(value)
+        parsed = orjson.loads(value)
     except orjson.JSONDecodeError:
         raise _invalid(param, "is not valid JSON") from None
+    if is_deeper(parsed, LIMITS.json_depth):
+        raise _invalid(param, f"is nested more than {LIMITS.json_depth} levels deep")
+    return parsed
 
 
 def _schema_spec(schema: Any, param: str) -> GrammarSpec:
+    if len(orjson.dumps(schema)) > LIMITS.grammar_bytes:
+        raise _invalid(param, f"is larger than {LIMITS.grammar_bytes} bytes")
     try:
         return GrammarSpec("json_schema", orjson.dumps(enforceable(schema)).decode())
     except NotEnforceable as error:

@@ -1,5 +1,6 @@
 """POST /tokenize, POST /detokenize and GET /tokenizer_info, as vLLM has them."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,7 +38,9 @@ async def tokenize_text(http: Request) -> Response:
         )
     spelled = None
     if request.return_token_strs:
-        spelled = [served.tokenizer.token_bytes(id).decode("utf-8", "replace") for id in ids]
+        spelled = await asyncio.to_thread(
+            lambda: [served.tokenizer.token_bytes(id).decode("utf-8", "replace") for id in ids]
+        )
     reply: Tokenized = {
         "count": len(ids),
         "max_model_len": engine.max_length,
@@ -54,9 +57,10 @@ async def detokenize_ids(http: Request) -> Response:
     served.resolve(request.model)
     if request.tokens:
         check_token(max(request.tokens), served, "tokens")
-    reply: Detokenized = {
-        "prompt": served.tokenizer.decode(request.tokens, skip_special_tokens=False)
-    }
+    text = await asyncio.to_thread(
+        served.tokenizer.decode, request.tokens, skip_special_tokens=False
+    )
+    reply: Detokenized = {"prompt": text}
     return JSONResponse(reply, headers=warning_headers(request))
 
 

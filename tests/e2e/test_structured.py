@@ -1,10 +1,13 @@
 """Structured output through a live server and the official client."""
 
+import contextlib
 import json
 import re
 import threading
+import time
 from typing import Literal
 
+import httpx2
 import jsonschema
 import psutil
 import pytest
@@ -122,7 +125,7 @@ def test_vllms_forms(server, outputs, pattern):
         (
             {"structured_outputs": {"regex": "a" * 300_000}},
             "structured_outputs.regex",
-            "262144 bytes",
+            "300000 bytes; the limit is 262144",
         ),
     ],
 )
@@ -174,3 +177,78 @@ def test_a_killed_compiler_is_started_again(server):
             child.kill()
 
     assert chat(server, structured_outputs={"regex": "[xyz]{3}"})["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"structured_outputs": {"regex": "[0-9]{3}"}, "allowed_token_ids": [2]}, "no token"),
+        (
+            {
+                "structured_outputs": {"grammar": 'root ::= (([a-z ]* [a-z ]*)* [a-z ]*)* "!"'},
+                "bad_words": ["!"],
+            },
+            "too long to follow",
+        ),
+    ],
+    ids=["no token left", "slow"],
+)
+def test_constraints_that_cannot_be_met_are_the_clients_fault(server, fields, message):
+    body = {"messages": MESSAGES, "max_tokens": 400, "temperature": 2.0, **fields}
+    reply = server.http.post("/v1/chat/completions", json=body)
+
+    assert reply.status_code == 400, reply.text
+    assert reply.json()["error"]["code"] == "constraints_conflict"
+    assert message in reply.json()["error"]["message"]
+
+
+def compilers(server):
+    found = psutil.Process(server.process.pid).children()
+    return [p for p in found if "quire: grammars" in " ".join(p.cmdline())]
+
+
+def slow_request():
+    """One whose grammar takes a second or more to compile."""
+    regex = "(" + "|".join(f"{n * n}x{n}" for n in range(9000)) + ")"
+    return {"messages": MESSAGES, "structured_outputs": {"regex": regex}}
+
+
+def test_a_client_that_leaves_ends_its_compilation(server):
+    chat(server, structured_outputs={"regex": "[pq]{2}"})
+    (before,) = compilers(server)
+
+    with pytest.raises(httpx2.ReadTimeout):
+        server.http.post("/v1/chat/completions", json=slow_request(), timeout=0.3)
+
+    before.wait(timeout=5)
+
+
+def is_alive(process):
+    """Nobody may be there to reap what the daemon leaves."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def test_no_compiler_outlives_the_daemon(launch):
+    """Not even in the middle of a long compilation, when it does not look at its input."""
+    server = launch()
+    server.wait_ready()
+    chat(server, structured_outputs={"regex": "[pq]{2}"})
+    (compiler,) = compilers(server)
+
+    def ask():
+        with contextlib.suppress(httpx2.TransportError):
+            server.http.post("/v1/chat/completions", json=slow_request())
+
+    beside = threading.Thread(target=ask)
+    beside.start()
+    time.sleep(0.3)
+
+    server.process.kill()
+
+    beside.join()
+    deadline = time.monotonic() + 1
+    while is_alive(compiler):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -109,6 +109,7 @@ def test_wrong_int4_inputs_are_named() -> None:
     refused(project, AWQ, "qzeros must be given for quant_method awq, got None", qzeros=None)
     order = torch.arange(64, dtype=torch.int32)
     refused(project, AWQ, "perm_idx must be None for quant_method awq", perm_idx=order)
+    refused(project, AWQ, "zero_offset is of GPTQ weights, got 0 with AWQ", zero_offset=0)
     refused(project, GPTQ, "group_size must be one of", group_size=8)
     refused(project, GPTQ, r"qweight must be of \(4 \+ 4\) \* 16 outputs, got 112", num_heads=4)
     refused(project, GPTQ, "num_heads must be at least 0, got -1", num_heads=-1)

@@ -1,5 +1,6 @@
 """What a grammar lets through, jsonschema accepts: random walks over random schemas."""
 
+import dataclasses
 import json
 import random
 import re
@@ -11,6 +12,7 @@ import jsonschema
 import pytest
 import torch
 
+from quire.config.limits import LIMITS
 from quire.pipelines.architectures.spec import load_model_spec
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.grammar import Grammar, GrammarSpec
@@ -23,6 +25,7 @@ from quire.pipelines.tokenizer import TextTokenizer
 
 NUM_SCHEMAS = 200
 MAX_TOKENS = 400
+ODD = "\U0001f600\n\x00\x7f\u2028"
 
 Walk = Callable[[GrammarSpec, int], str | None]
 
@@ -69,7 +72,7 @@ def walk(folder: Path, tokenizer: TextTokenizer, compiler: Compiler) -> Walk:
             eos_token_ids=ends,
             grammar=known,
         )
-        matchers.attach(context, [known])
+        matchers.attach(context, matchers.load(known))
         assert context.matcher is not None
         generator = torch.Generator().manual_seed(seed)
         for step in range(MAX_TOKENS):
@@ -190,6 +193,10 @@ def test_these_are_kept(walk: Walk, schema: dict[str, Any]) -> None:
     assert sum(check(walk, schema, seed) for seed in range(12)) > 6
 
 
+def tagged(properties: Any) -> dict[str, Any]:
+    return {"required": ["a"], "properties": properties}
+
+
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
@@ -219,6 +226,14 @@ def test_these_are_kept(walk: Walk, schema: dict[str, Any]) -> None:
         ({"items": {}, "type": "array", "prefixItems": 3}, "must be a list"),
         ({"properties": 3}, "$.properties must be an object"),
         ({"type": "array", "items": 3}, "$.items must be a schema object"),
+        ({"type": "string", "format": "iri"}, "'format' at $ cannot be enforced: 'iri'"),
+        ({"type": "string", "format": {}}, "'format' at $ cannot be enforced: {}"),
+        ({"type": [{}]}, "is no type of JSON"),
+        ({"type": [[]], "enum": [1]}, "is no type of JSON"),
+        ({"oneOf": [{"required": 5}, {"required": 6}]}, "use anyOf"),
+        ({"oneOf": [{"required": [{}]}, {"required": [[]]}]}, "use anyOf"),
+        ({"oneOf": [tagged([1]), tagged([2])]}, "use anyOf"),
+        ({"oneOf": [tagged({"a": {"enum": 5}}), tagged({"a": {"enum": 6}})]}, "use anyOf"),
     ],
 )
 def test_what_would_be_dropped_is_refused(schema: Any, message: str) -> None:
@@ -232,9 +247,10 @@ def test_what_would_be_dropped_is_refused(schema: Any, message: str) -> None:
     [
         (GrammarSpec("regex", "[a-c]{3}-[0-9]{2}"), r"[a-c]{3}-[0-9]{2}"),
         (GrammarSpec("choice", json.dumps(["yes", 'no "q"', "é"])), r'yes|no "q"|é'),
+        (GrammarSpec("choice", json.dumps([ODD])), ODD),
         (GrammarSpec("ebnf", 'root ::= "x" [0-9] y\ny ::= "a" | "b"'), r"x[0-9][ab]"),
     ],
-    ids=["regex", "choice", "ebnf"],
+    ids=["regex", "choice", "characters", "ebnf"],
 )
 def test_texts_match_their_grammar(walk: Walk, spec: GrammarSpec, pattern: str) -> None:
     for seed in range(10):
@@ -264,3 +280,14 @@ def test_a_wrong_grammar_is_one_line(compiler: Compiler, spec: GrammarSpec, mess
     assert error
     assert message in error
     assert "\n" not in error
+
+
+def test_one_that_is_large_when_compiled_is_refused(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = dataclasses.replace(LIMITS, compiled_grammar_bytes=1000)
+    monkeypatch.setattr("quire.pipelines.structured.compile_process.LIMITS", limits)
+
+    error = compiler.compile(GrammarSpec("json_object")).error
+
+    assert error.endswith("bytes when compiled, the limit is 1000")

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import NoBadWordsLogitsProcessor, SequenceBiasLogitsProcessor
 
+from quire.pipelines.core.plan import NO_TOKEN_LEFT
 from quire.pipelines.core.sampling_params import SamplingParams
-from quire.pipelines.worker.constraints import NO_TOKEN_LEFT, constrain
+from quire.pipelines.worker.constraints import constrain
 
 VOCABULARY = 50
 HISTORY = [3, 9, 4, 9, 8, 3, 7]
@@ -27,7 +28,7 @@ def test_bad_words_are_those_of_transformers(
     context = context_of(HISTORY, len(HISTORY) - generated, bad_words=words)
     before = logits.clone()
 
-    assert constrain(logits, 1, context)
+    assert constrain(logits, 1, context) is None
 
     # transformers looks at the whole history, we at the output alone.
     output = torch.tensor([HISTORY[-generated:]])
@@ -42,7 +43,7 @@ def test_biases_are_those_of_transformers(
     bias = {3: 5.5, 17: -100.0, 49: 0.25}
     before = logits.clone()
 
-    assert constrain(logits, 0, context_of(HISTORY, logit_bias=bias))
+    assert constrain(logits, 0, context_of(HISTORY, logit_bias=bias)) is None
 
     processor = SequenceBiasLogitsProcessor({(token,): value for token, value in bias.items()})
     expected = processor(torch.tensor([HISTORY]), before[:1])[0]
@@ -54,7 +55,7 @@ def test_only_allowed_tokens_keep_their_logits(
 ) -> None:
     before = logits.clone()
 
-    assert constrain(logits, 0, context_of(HISTORY, allowed_token_ids=(4, 40)))
+    assert constrain(logits, 0, context_of(HISTORY, allowed_token_ids=(4, 40))) is None
 
     assert logits[0].isfinite().nonzero()[:, 0].tolist() == [4, 40]
     assert torch.equal(logits[0, [4, 40]], before[0, [4, 40]])

@@ -8,6 +8,7 @@ import numpy as np
 import openai
 import pytest
 
+from quire.config.limits import LIMITS
 from quire.pipelines.core.sampling_params import MAX_SEED
 
 
@@ -339,3 +340,28 @@ def test_constraints_reach_the_worker_as_token_ids(live: Any, http: httpx2.Clien
     assert params.allowed_token_ids == (5, 7, 9)
     spelled = {live.tokenizer.decode(list(word), starts_fresh=False) for word in params.bad_words}
     assert spelled == {"Hello", " Hello", "wor", " wor"}
+
+
+def test_other_fields_pass_through_hostile_names(live: Any, http: httpx2.Client) -> None:
+    reply = http.post(
+        "/v1/completions", json={"prompt": "a", "model_config": 1, "__class__": 2, "n\u0000": 3}
+    )
+
+    assert reply.status_code == 200
+    assert "model_config, __class__, n?" in reply.headers["x-quire-warning"]
+
+
+def test_the_log_probabilities_of_prompts_are_bounded(live: Any, http: httpx2.Client) -> None:
+    body = {"prompt": [5] * 240, "prompt_logprobs": 20, "n": 128, "max_tokens": 1}
+    assert http.post("/v1/completions", json={**body, "n": 1}).status_code == 200
+    limits = dataclasses.replace(LIMITS, logprob_cells=600_000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quire.server.openai.admission.LIMITS", limits)
+        refused = http.post("/v1/completions", json=body)
+        # What is cut away is not reported.
+        few = http.post("/v1/completions", json={**body, "truncate_prompt_tokens": 5})
+
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "prompt_logprobs"
+    assert "645120 values; the limit of a request is 600000" in refused.json()["error"]["message"]
+    assert len(few.json()["choices"][0]["prompt_logprobs"]) == 5
