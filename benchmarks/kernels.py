@@ -1,13 +1,13 @@
 """Time every case of every kernel op on this machine, as a fraction of what the machine can do.
 
-    python benchmarks/kernels.py [--op NAME] [--device cpu|cuda] [--threads N] [--json FILE]
+    python benchmarks/kernels.py [--op NAME] [--device cpu|cuda] [--threads N] [--cold] [--json FILE]
 
 Each result is first held against the op's reference; one that differs is not timed and the exit
 code is 1. `floor` is the share of the time that the measured copy bandwidth and matmul rate of
 this machine would need for the case's bytes and FLOPs, whichever takes longer; `x peer` is how
 many times the fastest equivalent of torch takes in the same run. On a CPU the fastest of several
-runs counts and caches are warm, and cases of GPU size (--max-floor) are left out; on CUDA it is the
-median with a flushed L2.
+runs counts, caches are warm (--cold: emptied before each run, as between the layers of a model), and
+cases of GPU size (--max-floor) are left out; on CUDA it is the median with a flushed L2.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from quire.kernels.linear import prepare_linear
 ROOT = Path(__file__).parents[1]
 
 CPU_MAX_FLOOR = 10.0
+COLD_BYTES = 2**28
 
 Run = Callable[[], Any]
 
@@ -61,7 +62,22 @@ def differs(actual: torch.Tensor, expected: torch.Tensor, case: Case) -> bool:
     return not bool((distance <= 2 * (case.tolerance + case.relative * wide.abs())).all())
 
 
-def seconds(run: Run, device: torch.device) -> float:
+def cold_seconds(run: Run) -> float:
+    """The fastest of several runs, each after a read of more than the caches hold."""
+    other = torch.ones(COLD_BYTES, dtype=torch.uint8)
+    run()
+    best = float("inf")
+    for _ in range(15):
+        other.view(torch.int64).sum()
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def seconds(run: Run, device: torch.device, *, is_cold: bool = False) -> float:
+    if is_cold:
+        return cold_seconds(run)
     if device.type == "cuda":
         from triton.testing import do_bench
 
@@ -80,18 +96,19 @@ def seconds(run: Run, device: torch.device) -> float:
     return best
 
 
-def measured_limits(device: torch.device) -> tuple[float, dict[torch.dtype, float]]:
-    """Copy bandwidth in bytes/s (read plus write), and matmul FLOP/s by dtype."""
+def measured_limits(device: torch.device) -> tuple[float, float, dict[torch.dtype, float]]:
+    """Read and copy (read plus write) bandwidth in bytes/s, and matmul FLOP/s by dtype."""
     is_cuda = device.type == "cuda"
     source = torch.ones(2**30 if is_cuda else 2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    bandwidth = 2 * source.nbytes / seconds(lambda: target.copy_(source), device)
+    copy = 2 * source.nbytes / seconds(lambda: target.copy_(source), device)
+    read = source.nbytes / seconds(lambda: source.view(torch.int64).sum(), device)
     size = 8192 if is_cuda else 2048
     peaks = {}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         square = torch.ones(size, size, dtype=dtype, device=device)
         peaks[dtype] = 2 * size**3 / seconds(partial(torch.mm, square, square), device)
-    return bandwidth, peaks
+    return read, copy, peaks
 
 
 def device_name(device: torch.device) -> str:
@@ -117,13 +134,17 @@ def is_wrong(operation: Operation, case: Case, run: Run, inputs: dict[str, Any])
 
 
 def measure(
-    operation: Operation, case: Case, device: torch.device
+    operation: Operation, case: Case, device: torch.device, *, is_cold: bool
 ) -> Iterator[tuple[str, float | None, float | None]]:
     """(label, seconds, fastest peer's seconds) of each way to run; None: wrong, or no peer."""
     inputs = case.build(device, torch.Generator().manual_seed(0))
-    peers = [seconds(partial(peer, **inputs), device) for peer in operation.peers.values()]
+    peers = [
+        seconds(partial(peer, **inputs), device, is_cold=is_cold)
+        for peer in operation.peers.values()
+    ]
     for label, run in ways(operation, inputs):
-        taken = None if is_wrong(operation, case, run, inputs) else seconds(run, device)
+        wrong = is_wrong(operation, case, run, inputs)
+        taken = None if wrong else seconds(run, device, is_cold=is_cold)
         yield label, taken, min(peers, default=None)
 
 
@@ -138,15 +159,19 @@ def main() -> int:
         type=float,
         help="leave out cases whose floor is above so many milliseconds (10 on a CPU, else none)",
     )
+    parser.add_argument(
+        "--cold", action="store_true", help="empty the CPU's caches before each run"
+    )
     parser.add_argument("--json", type=Path, help="append one JSON line per case")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     most = options.max_floor or (CPU_MAX_FLOOR if device.type == "cpu" else math.inf)
-    bandwidth, peaks = measured_limits(device)
+    read, bandwidth, peaks = measured_limits(device)
     about = {"device": device_name(device), "commit": commit(), "torch": torch.__version__}
     rates = ", ".join(f"{str(dtype)[6:]} {peak / 1e12:.2f}" for dtype, peak in peaks.items())
-    print(f"{about}\ncopy {bandwidth / 1e9:.1f} GB/s; matmul TFLOP/s: {rates}\n")
+    memory = f"read {read / 1e9:.1f}, copy {bandwidth / 1e9:.1f} GB/s"
+    print(f"{about}\n{memory}; matmul TFLOP/s: {rates}\n")
     header = ("op", "case", "us", "GB/s", "TFLOP/s", "floor", "x peer")
     print("{:32} {:38} {:>10} {:>8} {:>8} {:>6} {:>7}".format(*header), flush=True)
     wrong = left_out = 0
@@ -159,7 +184,7 @@ def main() -> int:
             if least * 1e3 > most:
                 left_out += 1
                 continue
-            for label, taken, peer in measure(operation, case, device):
+            for label, taken, peer in measure(operation, case, device, is_cold=options.cold):
                 if taken is None:
                     wrong += 1
                     print(f"{label:32} {case.name:38} differs from the reference: not timed")

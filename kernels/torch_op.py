@@ -28,8 +28,9 @@ def torch_op(
 
     `fake` takes the same arguments and returns empty tensors of the result's shapes and dtypes.
     `mutates` names the tensors that the function writes. A dataclass parameter (RaggedBatch)
-    becomes one operator argument per field. Where the function returns an argument itself, the
-    operator returns a copy: a schema cannot say "sometimes the same tensor".
+    becomes one operator argument per field, and a parameter that takes a number or a tensor takes
+    a tensor, or None for its default. Where the function returns an argument itself, the operator
+    returns a copy: a schema cannot say "sometimes the same tensor".
     """
 
     def register(function: Function) -> Function:
@@ -71,11 +72,13 @@ def with_flat_arguments(
         for name, hint in hints.items()
         if isinstance(hint, type) and dataclasses.is_dataclass(hint)
     }
+    numbers = {name for name, hint in hints.items() if _is_number_or_tensor(hint)}
     flat_signature = signature or _flat_signature(function, hints, groups)
 
     @functools.wraps(function)
     def flat(*args: Any, **kwargs: Any) -> Any:
-        given = flat_signature.bind(*args, **kwargs).arguments
+        bound = flat_signature.bind(*args, **kwargs).arguments
+        given = {k: v for k, v in bound.items() if not (v is None and k in numbers)}
         for name, group in groups.items():
             fields = {field.name: given.pop(field.name) for field in dataclasses.fields(group)}
             given[name] = group(
@@ -96,6 +99,14 @@ def _flat_signature(
 ) -> inspect.Signature:
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(function).parameters.items():
+        if _is_number_or_tensor(hints[name]):
+            parameter = (
+                parameter.replace(annotation=torch.Tensor)
+                if parameter.default is parameter.empty
+                else parameter.replace(annotation=torch.Tensor | None, default=None)
+            )
+            parameters.append(parameter)
+            continue
         if name not in groups:
             parameters.append(parameter.replace(annotation=_schema_type(hints[name])))
             continue
@@ -108,6 +119,11 @@ def _flat_signature(
         ]
     result = hints["return"]
     return inspect.Signature(parameters, return_annotation=None if result is type(None) else result)
+
+
+def _is_number_or_tensor(hint: Any) -> bool:
+    kinds = set(typing.get_args(hint))
+    return torch.Tensor in kinds and bool(kinds & {int, float})
 
 
 def _schema_type(hint: Any) -> Any:

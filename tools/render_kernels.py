@@ -18,13 +18,17 @@ HEAD = """# Kernels
 Made by `python tools/render_kernels.py`. One folder per op under `kernels/`: the contract and its
 checks in `__init__.py`, Triton in `kernel.py`, plain torch in `reference.py` (the definition of
 correct), shapes and tolerances in `cases.py`. `make test` holds each to its reference in Triton's
-interpreter, `make kernels-compile` compiles each for sm_80 and sm_90, `make bench-kernels` times it.
+interpreter, `make kernels-compile` compiles each for sm_80, 90 and 100, `make bench-kernels` times it.
 
 - Import: `from quire.kernels.<folder> import <function>`.
 - **torch.ops**: also `torch.ops.quire.<function>`, with a fake kernel for torch.compile and export.
 - **Exact rows**: a row's bits do not depend on the rows beside it, and a test holds it to that
   (*Triton*: on a GPU; on a CPU the engine's own path does, see ARCHITECTURE.md).
 - **sm**: the least compute capability that has its data types, times ten.
+
+Names are those of `max.nn.kernels`. Its functions for padded batches over a contiguous cache
+(`flash_attention`, `flash_attention_with_causal_mask`, `fused_qk_rope`, `fused_qkv_matmul`) have no
+counterpart: the ragged ones serve such batches, without the padding.
 
 | Folder | Function | What it does | Writes | torch.ops | Exact rows | sm |
 | --- | --- | --- | --- | --- | --- | --- |

@@ -11,6 +11,16 @@ from quire.kernels.sampling import MAX_VOCABULARY
 from quire.kernels.torch_op import torch_op
 
 
+def _fake_penalties(
+    logits_buffer: torch.Tensor,
+    frequency_data: torch.Tensor,
+    frequency_offsets: torch.Tensor,
+    **penalties: torch.Tensor | float,
+) -> None:
+    return None
+
+
+@torch_op(fake=_fake_penalties, mutates=("logits_buffer",))
 def apply_penalties_to_logits(
     logits_buffer: torch.Tensor,
     frequency_data: torch.Tensor,

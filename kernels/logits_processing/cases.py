@@ -119,7 +119,6 @@ OPERATIONS = (
         served=(penalties_case(64, 1000, 151936, True),),
         compiled=(penalties_case(8, 100, 32000, True),),
         mutates=("logits_buffer",),
-        is_registered=False,
     ),
     Operation(
         name="update_frequency_data",

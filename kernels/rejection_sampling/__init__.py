@@ -11,8 +11,20 @@ import torch
 
 from quire.kernels.checks import check_range, check_tensor
 from quire.kernels.sampling import MAX_VOCABULARY
+from quire.kernels.torch_op import torch_op
 
 
+def _fake(
+    draft_tokens: torch.Tensor,
+    draft_logits: torch.Tensor | None,
+    target_logits: torch.Tensor,
+    **options: torch.Tensor | float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = draft_tokens.shape[0]
+    return draft_tokens.new_empty(rows), draft_tokens.new_empty(rows)
+
+
+@torch_op(fake=_fake)
 def rejection_sampler(
     draft_tokens: torch.Tensor,
     draft_logits: torch.Tensor | None,
@@ -56,6 +68,17 @@ def rejection_sampler(
     return first, following
 
 
+def _fake_residuals(
+    draft_tokens: torch.Tensor,
+    draft_logits: torch.Tensor | None,
+    target_logits: torch.Tensor,
+    **options: torch.Tensor | float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows = draft_tokens.shape[0]
+    return draft_tokens.new_empty(rows), draft_tokens.clone(), draft_tokens.new_empty(rows)
+
+
+@torch_op(fake=_fake_residuals)
 def rejection_sampler_with_residuals(
     draft_tokens: torch.Tensor,
     draft_logits: torch.Tensor | None,

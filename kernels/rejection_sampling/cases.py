@@ -55,7 +55,6 @@ OPERATIONS = tuple(
         served=SERVED_CASES,
         compiled=(rejection_case(4, 4, 32000, with_draft),),
         row_inputs=ROW_INPUTS,
-        is_registered=False,
     )
     for name, with_draft in (
         ("rejection_sampler", False),

@@ -12,6 +12,7 @@ from quire.kernels.sampling.logits import (
     mask_tokens,
     top_log_probabilities,
 )
+from quire.kernels.torch_op import torch_op
 
 __all__ = [
     "PenaltyRow",
@@ -64,6 +65,13 @@ def sample_tokens(logits_RV: torch.Tensor, inputs: SamplingInputs) -> torch.Tens
     return run(logits_RV, inputs)
 
 
+def _fake(
+    logits: torch.Tensor, top_k: torch.Tensor | int, **options: torch.Tensor | float | None
+) -> torch.Tensor:
+    return logits.new_empty(logits.shape[0], 1, dtype=torch.int32)
+
+
+@torch_op(fake=_fake)
 def topk_fused_sampling(
     logits: torch.Tensor,
     top_k: torch.Tensor | int,

@@ -118,6 +118,5 @@ OPERATIONS = (
         ),
         compiled=(fused_case(8, 151936),),
         row_inputs=("logits", "top_k", "temperature", "top_p", "min_p", "seed", "position"),
-        is_registered=False,
     ),
 )

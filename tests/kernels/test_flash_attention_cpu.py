@@ -363,3 +363,20 @@ def test_no_tokens_give_no_rows(attention: Attention) -> None:
     )
     out = attention(**{**inputs, "q_THD": inputs["q_THD"][:0], "batch": empty})
     assert out.shape == (0, 2, 16)
+
+
+@pytest.mark.parametrize("attention", NATIVE_PATHS)
+def test_a_decode_step_allocates_little_beside_what_it_reads(attention: Attention) -> None:
+    """The keys are read where they lie: what torch allocates is the result and split states."""
+    contexts, keys, head_dim = 4, 4096, 64
+    batch, num_pages = random_ragged_batch(
+        [1] * contexts, [keys - 1] * contexts, 32, CPU, torch.Generator().manual_seed(0)
+    )
+    cache = torch.zeros(num_pages, 2, 32, head_dim, dtype=torch.bfloat16)
+    q = torch.zeros(contexts, 4, head_dim, dtype=torch.bfloat16)
+
+    with torch.profiler.profile(profile_memory=True) as profile:
+        attention(q, cache, cache, batch, scale=1.0)
+
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in profile.key_averages())
+    assert 0 < allocated < 0.05 * 2 * cache.nbytes

@@ -21,6 +21,9 @@ SMALL = [
     for operation in OPERATIONS
     for case in operation.small
 ]
+FRACTIONS = ("temperature", "top_p", "min_p", "frequency_penalty", "presence_penalty") + (
+    "repetition_penalty",
+)
 PER_ROW = [
     pytest.param(operation, path, id=f"{operation.name}-{path}")
     for operation in OPERATIONS
@@ -121,6 +124,20 @@ def test_tensors_of_another_device_are_refused_by_name(operation: Operation) -> 
                 operation.function()(**mixed)
 
 
+def operator_arguments(schema: torch.FunctionSchema, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Lists for tuples, and tensors where the function takes a number for all rows too."""
+    rows = next(value.shape[0] for value in inputs.values() if isinstance(value, torch.Tensor))
+    kinds = {argument.name: str(argument.type) for argument in schema.arguments}
+    given = {}
+    for name, value in inputs.items():
+        if "Tensor" in kinds[name] and isinstance(value, int | float):
+            whole = torch.int64 if name == "seed" else torch.int32
+            dtype = torch.float32 if name in FRACTIONS else whole
+            value = torch.full((rows,), value, dtype=dtype)
+        given[name] = list(value) if isinstance(value, tuple) else value
+    return given
+
+
 def allclose_of_any_dtype(a: torch.Tensor, b: torch.Tensor, **options: Any) -> bool:
     wide = (a.float(), b.float()) if a.is_floating_point() else (a, b)
     return bool(torch.isclose(*wide, **options).all())
@@ -138,8 +155,7 @@ def test_torch_knows_its_schema_and_its_fake(
     written = {a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write}
     assert written == set(operation.mutates)
     for case in operation.small[:2]:
-        inputs = flat_arguments(inputs_of(case))
-        inputs = {k: list(v) if isinstance(v, tuple) else v for k, v in inputs.items()}
+        inputs = operator_arguments(schema, flat_arguments(inputs_of(case)))
         positional = [
             inputs.pop(a.name) for a in schema.arguments if not a.kwarg_only and a.name in inputs
         ]
