@@ -26,7 +26,8 @@ def torch_op(
 ) -> Callable[[Function], Function]:
     """Decorator: register a public function and return it unchanged.
 
-    `fake` takes the same arguments and returns empty tensors of the result's shapes and dtypes.
+    `fake` is called with the same arguments by name, defaults filled in, so it names those it
+    reads and takes the rest as `**_`; it returns empty tensors of the result's shapes and dtypes.
     `mutates` names the tensors that the function writes. A dataclass parameter (RaggedBatch)
     becomes one operator argument per field, and a parameter that takes a number or a tensor takes
     a tensor, or None for its default. Where the function returns an argument itself, the operator
@@ -77,8 +78,10 @@ def with_flat_arguments(
 
     @functools.wraps(function)
     def flat(*args: Any, **kwargs: Any) -> Any:
-        bound = flat_signature.bind(*args, **kwargs).arguments
-        given = {k: v for k, v in bound.items() if not (v is None and k in numbers)}
+        bound = flat_signature.bind(*args, **kwargs)
+        # The function's, so that no fake repeats them.
+        bound.apply_defaults()
+        given = {k: v for k, v in bound.arguments.items() if not (v is None and k in numbers)}
         for name, group in groups.items():
             fields = {field.name: given.pop(field.name) for field in dataclasses.fields(group)}
             given[name] = group(

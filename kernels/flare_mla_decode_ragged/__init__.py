@@ -1,5 +1,7 @@
 """Multi-head latent attention over the latents themselves, without decompressing them."""
 
+from typing import Any
+
 import torch
 
 from quire.kernels.checks import FLOATS, check_tensor
@@ -27,15 +29,7 @@ def _check_widths(q_THD: torch.Tensor, qk_rope_dim: int) -> None:
             raise ValueError(f"{name} must be a multiple of 8 from 8 to {most}, got {value}")
 
 
-def _fake(
-    q_THD: torch.Tensor,
-    latent_cache: torch.Tensor,
-    batch: RaggedBatch,
-    *,
-    scale: float,
-    qk_rope_dim: int = 64,
-    decode_plan: torch.Tensor | None = None,
-) -> torch.Tensor:
+def _fake(q_THD: torch.Tensor, qk_rope_dim: int, **_: Any) -> torch.Tensor:
     tokens, heads, width = q_THD.shape
     return q_THD.new_empty(tokens, heads, width - qk_rope_dim)
 

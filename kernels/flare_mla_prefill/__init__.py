@@ -11,6 +11,7 @@ must go one way: the absorbed one, which is exact.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -73,15 +74,7 @@ def flare_mla_prefill_plan(
     return run(batch, buffer_size, max_chunks)
 
 
-def _decompress_fake(
-    latent_cache: torch.Tensor,
-    lookup_table: torch.Tensor,
-    buffer_row_offsets_1d: torch.Tensor,
-    cache_offsets_1d: torch.Tensor,
-    buffer_length: torch.Tensor,
-    weight: torch.Tensor,
-    buffer_size: int,
-) -> torch.Tensor:
+def _decompress_fake(weight: torch.Tensor, buffer_size: int, **_: Any) -> torch.Tensor:
     return weight.new_empty(buffer_size, weight.shape[0])
 
 
@@ -155,21 +148,9 @@ def _check_chunk(contexts: int, device: torch.device, **tensors: torch.Tensor) -
 
 
 def _prefill_fake(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    batch: RaggedBatch,
-    buffer_row_offsets: torch.Tensor,
-    cache_offsets: torch.Tensor,
-    *,
-    scale: float,
-    latent_cache: torch.Tensor | None = None,
-    qk_rope_dim: int = 64,
-    prev_output: torch.Tensor | None = None,
-    prev_softmax_info: torch.Tensor | None = None,
-    output_dtype: torch.dtype | None = None,
+    q: torch.Tensor, v: torch.Tensor, output_dtype: torch.dtype | None, **_: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens, heads, _ = q.shape
+    tokens, heads = q.shape[:2]
     return (
         q.new_empty(tokens, heads, v.shape[2], dtype=output_dtype or q.dtype),
         q.new_empty(tokens, heads, 2, dtype=torch.float32),

@@ -1,18 +1,14 @@
 """Group norm, for convolutional encoders and decoders."""
 
+from typing import Any
+
 import torch
 
 from quire.kernels.checks import FLOATS, check_tensor
 from quire.kernels.torch_op import torch_op
 
 
-def _fake(
-    x: torch.Tensor,
-    num_groups: int,
-    weight_C: torch.Tensor,
-    bias_C: torch.Tensor | None,
-    epsilon: float,
-) -> torch.Tensor:
+def _fake(x: torch.Tensor, **_: Any) -> torch.Tensor:
     return torch.empty_like(x)
 
 

@@ -1,5 +1,7 @@
 """Rows grouped by expert, each group times the matrix of its expert."""
 
+from typing import Any
+
 import torch
 
 from quire.kernels.checks import FLOATS, check_range, check_tensor
@@ -12,13 +14,8 @@ FP8 = torch.float8_e4m3fn
 def _fake(
     hidden_states: torch.Tensor,
     weight: torch.Tensor,
-    expert_start_indices: torch.Tensor,
-    expert_ids: torch.Tensor,
-    *,
-    bias: torch.Tensor | None = None,
-    weight_scale: torch.Tensor | None = None,
-    token_expert_order: torch.Tensor | None = None,
-    top_k: int = 1,
+    token_expert_order: torch.Tensor | None,
+    **_: Any,
 ) -> torch.Tensor:
     rows = (hidden_states if token_expert_order is None else token_expert_order).shape[0]
     return hidden_states.new_empty(rows, weight.shape[1])
@@ -82,17 +79,8 @@ def grouped_matmul_ragged(
 def _fake_swiglu(
     hidden_states: torch.Tensor,
     weight: torch.Tensor,
-    expert_start_indices: torch.Tensor,
-    expert_ids: torch.Tensor,
-    *,
-    bias: torch.Tensor | None = None,
-    weight_scale: torch.Tensor | None = None,
-    token_expert_order: torch.Tensor | None = None,
-    top_k: int = 1,
-    interleaved: bool = False,
-    alpha: float = 1.0,
-    limit: float | None = None,
-    up_offset: float = 0.0,
+    token_expert_order: torch.Tensor | None,
+    **_: Any,
 ) -> torch.Tensor:
     rows = (hidden_states if token_expert_order is None else token_expert_order).shape[0]
     return hidden_states.new_empty(rows, weight.shape[1] // 2)

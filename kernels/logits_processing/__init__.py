@@ -4,6 +4,8 @@ All of it runs on the device of the logits without waiting for it, so a CUDA gra
 Ids outside the vocabulary are free slots of fixed-size buffers and are ignored.
 """
 
+from typing import Any
+
 import torch
 
 from quire.kernels.checks import FLOATS, check_range, check_tensor
@@ -75,9 +77,7 @@ def apply_penalties_to_logits(
     )
 
 
-def _fake_update(
-    frequency_data: torch.Tensor, frequency_offsets: torch.Tensor, tokens: torch.Tensor
-) -> None:
+def _fake_update(**_: Any) -> None:
     return None
 
 
@@ -107,7 +107,7 @@ def update_frequency_data(
     run(frequency_data, frequency_offsets, tokens)
 
 
-def _fake_scatter(data: torch.Tensor, indices: torch.Tensor, fill_val: float) -> None:
+def _fake_scatter(**_: Any) -> None:
     return None
 
 
@@ -132,9 +132,7 @@ def scatter_set_constant(data: torch.Tensor, indices: torch.Tensor, fill_val: fl
     run(data, indices, fill_val)
 
 
-def _fake_bitmask(
-    logits: torch.Tensor, bitmask: torch.Tensor, rows: torch.Tensor | None = None
-) -> None:
+def _fake_bitmask(**_: Any) -> None:
     return None
 
 
@@ -165,9 +163,7 @@ def apply_token_bitmask(
     run(logits, bitmask, rows)
 
 
-def _fake_bias(
-    logits: torch.Tensor, tokens: torch.Tensor, bias: torch.Tensor, offsets: torch.Tensor
-) -> None:
+def _fake_bias(**_: Any) -> None:
     return None
 
 

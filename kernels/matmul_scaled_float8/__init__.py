@@ -1,5 +1,7 @@
 """Products of fp8 matrices with their scales, accumulated in fp32; rows are exact on CUDA."""
 
+from typing import Any
+
 import torch
 
 from quire.kernels.checks import FLOATS, check_tensor
@@ -12,13 +14,7 @@ FP8_CAPABILITY = 89
 
 
 def _fake_static(
-    x_TK: torch.Tensor,
-    weight_NK: torch.Tensor,
-    input_scale: torch.Tensor,
-    weight_scale: torch.Tensor,
-    *,
-    out_type: torch.dtype = torch.bfloat16,
-    bias_N: torch.Tensor | None = None,
+    x_TK: torch.Tensor, weight_NK: torch.Tensor, out_type: torch.dtype, **_: Any
 ) -> torch.Tensor:
     return x_TK.new_empty(x_TK.shape[0], weight_NK.shape[0], dtype=out_type)
 
@@ -64,13 +60,7 @@ def matmul_static_scaled_float8(
 
 
 def _fake_dynamic(
-    a_MK: torch.Tensor,
-    b_NK: torch.Tensor,
-    a_scales: torch.Tensor,
-    b_scales: torch.Tensor,
-    *,
-    out_type: torch.dtype = torch.bfloat16,
-    bias_N: torch.Tensor | None = None,
+    a_MK: torch.Tensor, b_NK: torch.Tensor, out_type: torch.dtype, **_: Any
 ) -> torch.Tensor:
     return a_MK.new_empty(a_MK.shape[0], b_NK.shape[0], dtype=out_type)
 

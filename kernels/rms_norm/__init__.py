@@ -1,5 +1,7 @@
 """RMS norm with the residual addition of the layer before it, in the dtype of x or in fp8."""
 
+from typing import Any
+
 import torch
 
 from quire.kernels.checks import FLOATS, check_tensor
@@ -7,15 +9,7 @@ from quire.kernels.float8 import FP8, check_scale
 from quire.kernels.torch_op import torch_op
 
 
-def _fake(
-    x_TC: torch.Tensor,
-    weight_C: torch.Tensor,
-    epsilon: float,
-    residual_TC: torch.Tensor | None = None,
-    *,
-    weight_offset: float = 0.0,
-    multiply_before_cast: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _fake(x_TC: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty_like(x_TC), torch.empty_like(x_TC)
 
 
@@ -66,14 +60,7 @@ def rms_norm(
 
 
 def _fake_quantized(
-    x_TC: torch.Tensor,
-    weight_C: torch.Tensor,
-    epsilon: float,
-    residual_TC: torch.Tensor | None = None,
-    *,
-    scale: torch.Tensor | None = None,
-    weight_offset: float = 0.0,
-    multiply_before_cast: bool = False,
+    x_TC: torch.Tensor, scale: torch.Tensor | None, **_: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     scales = x_TC.new_empty(x_TC.shape[0], 1, dtype=torch.float32) if scale is None else scale
     return torch.empty_like(x_TC, dtype=FP8), scales.clone(), torch.empty_like(x_TC)

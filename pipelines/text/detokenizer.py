@@ -9,8 +9,8 @@ class Detokenizer:
     """Decodes a growing sequence of tokens.
 
     The pieces joined equal `tokenizer.decode` of all tokens, however they are fed. Special tokens
-    have no text unless `skip_special_tokens` is False. Bytes of an unfinished character are held back until the character is complete;
-    bytes that cannot become UTF-8 are U+FFFD.
+    have no text unless `skip_special_tokens` is False. Bytes of an unfinished character are held
+    back until the character is complete; bytes that cannot become UTF-8 are U+FFFD.
 
     `starts_fresh`: see `TextTokenizer.decode`.
     """

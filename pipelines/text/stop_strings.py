@@ -7,8 +7,9 @@ class StopStrings:
     """Passes text on until a stop string is complete.
 
     The stop string that is complete first ends the text (of several ending at the same character,
-    the longest), and the text before it is what remains; `include` keeps it too. Only the longest end of the text that
-    could begin a stop string is held back. The outcome does not depend on where pieces are cut.
+    the longest), and the text before it is what remains; `include` keeps it too. Only the longest
+    end of the text that could begin a stop string is held back. The outcome does not depend on
+    where pieces are cut.
     """
 
     def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
