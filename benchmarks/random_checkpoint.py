@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from quire.pipelines.architectures.spec import load_model_spec
+from quire.pipelines.architectures.load import load_model_spec
 from quire.pipelines.hf import resolve_model
 
 COMMON = {
@@ -59,10 +59,10 @@ def main() -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     generator = torch.Generator().manual_seed(0)
     weights = {
-        name: torch.ones(size, dtype=torch.bfloat16)
-        if len(size) == 1
-        else (torch.randn(size, generator=generator) * 0.02).bfloat16()
-        for name, size in load_model_spec(folder).weight_shapes().items()
+        name: torch.ones(tensor.shape, dtype=torch.bfloat16)
+        if len(tensor.shape) == 1
+        else (torch.randn(tensor.shape, generator=generator) * 0.02).bfloat16()
+        for name, tensor in load_model_spec(folder).tensors().items()
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     print(folder)

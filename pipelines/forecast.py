@@ -30,6 +30,10 @@ class Hardware:
     flops: float
     source: str
 
+    @property
+    def device_type(self) -> str:
+        return "cpu" if self.name == "cpu" else "cuda"
+
 
 DATASHEETS = {
     name: Hardware(name, memory * GB, bandwidth * TB, flops * TB, "datasheet, dense bfloat16")
@@ -123,13 +127,12 @@ def forecast(spec: ModelSpec, settings: ModelSettings, hardware: Hardware) -> Fo
     Raises:
         ConfigError: the model does not fit, or the settings contradict each other.
     """
-    device_type = "cpu" if hardware.name == "cpu" else "cuda"
-    dtype = spec.serving_dtype(settings.dtype, device_type)
+    dtype = spec.serving_dtype(settings.dtype, hardware.device_type)
     memory = plan_memory(
         spec,
         settings,
         dtype=dtype,
-        device_type=device_type,
+        device_type=hardware.device_type,
         device_memory_bytes=hardware.memory_bytes,
     )
     contexts = sorted({min(length, memory.max_length - 1) for length in (512, 2048, 8192)})
@@ -148,17 +151,11 @@ def forecast(spec: ModelSpec, settings: ModelSettings, hardware: Hardware) -> Fo
     )
 
 
-def _streamed_weight_bytes(spec: ModelSpec, dtype: str) -> int:
-    """Every matrix a step reads; of the embedding only a row per token, unless the head shares it."""
-    gathered = 0 if spec.tie_word_embeddings else spec.vocab_size * spec.hidden_size
-    return spec.weight_bytes(dtype) * (spec.num_parameters - gathered) // spec.num_parameters
-
-
 def _decode_seconds(
     spec: ModelSpec, dtype: str, hardware: Hardware, batch: int, context: int
 ) -> float:
     kv_bytes = batch * context * spec.kv_bytes_per_token(dtype)
-    weights = _streamed_weight_bytes(spec, dtype) / hardware.bandwidth
+    weights = spec.streamed_weight_bytes(dtype, hardware.device_type) / hardware.bandwidth
     compute = batch * spec.flops_per_token(0) / hardware.flops
     return max(weights, compute) + kv_bytes / hardware.bandwidth
 
@@ -166,4 +163,7 @@ def _decode_seconds(
 def _prefill_seconds(spec: ModelSpec, dtype: str, hardware: Hardware, tokens: int) -> float:
     # Causal: the average token attends to half of the prompt.
     flops = tokens * spec.flops_per_token(tokens // 2)
-    return max(flops / hardware.flops, _streamed_weight_bytes(spec, dtype) / hardware.bandwidth)
+    return max(
+        flops / hardware.flops,
+        spec.streamed_weight_bytes(dtype, hardware.device_type) / hardware.bandwidth,
+    )

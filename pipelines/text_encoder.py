@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from quire.config.settings import ModelSettings
-from quire.pipelines.architectures.spec import load_model_spec
+from quire.pipelines.architectures.load import load_model_spec
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.plan import PlanRow, StepPlan
 from quire.pipelines.core.sampling_params import SamplingParams

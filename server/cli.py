@@ -166,17 +166,19 @@ def encode(prompt: tuple[str, ...], pooling: Any, normalize: bool, **options: An
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def list_models(as_json: bool) -> None:
     """List the supported architectures."""
-    from dataclasses import asdict
-
     import orjson
 
     from quire.pipelines.architectures.registry import ARCHITECTURES
 
     if as_json:
-        click.echo(orjson.dumps({"architectures": [asdict(row) for row in ARCHITECTURES]}).decode())
+        rows = [
+            {"name": row.name, "task": row.task, "example_repo_ids": row.example_repo_ids}
+            for row in ARCHITECTURES
+        ]
+        click.echo(orjson.dumps({"architectures": rows}).decode())
         return
     for row in ARCHITECTURES:
-        click.echo(f"{row.name:<22} {', '.join(row.supported_encodings)}")
+        click.echo(f"{row.name:<22} {row.task}")
         click.echo(f"{'':<22} such as {', '.join(row.example_repo_ids)}")
 
 
@@ -201,7 +203,7 @@ def warm_cache(model: str, revision: str | None) -> None:
 @reports_errors
 def plan(hardware: str | None, **options: Any) -> None:
     """Predict memory, pages, concurrency and step floors without loading the model."""
-    from quire.pipelines.architectures.spec import load_model_spec
+    from quire.pipelines.architectures.load import load_model_spec
     from quire.pipelines.forecast import find_hardware, forecast
     from quire.pipelines.hf import resolve_model
 

@@ -22,7 +22,7 @@ TORCH_FREE = (
     "pipelines.tokenizer",
     "pipelines.chat_template",
     "pipelines.hf",
-    "pipelines.architectures.spec",
+    "pipelines.architectures.load",
     "pipelines.kv_cache.page_pool",
     "pipelines.kv_cache.prefix_cache",
     "pipelines.kv_cache.memory_plan",

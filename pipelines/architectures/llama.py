@@ -1,67 +1,82 @@
-"""Builds the decoder that Llama, Qwen2, Qwen3 and Mistral share from a checkpoint."""
+"""Llama 2 and 3 (https://arxiv.org/abs/2407.21783), and whatever has its configuration."""
 
-import torch
+from collections.abc import Sequence
 
-from quire.kernels.linear.tile_plan import TilePlans
-from quire.pipelines.architectures.spec import (
-    EMBEDDING,
-    FINAL_NORM,
-    LM_HEAD,
-    ModelSpec,
-    layer_prefix,
+from quire.pipelines.architectures.common import (
+    DecoderSizes,
+    decoder_spec,
+    gated_mlp,
+    llama_attention,
+    read_activation,
+    rms_norm,
 )
-from quire.pipelines.nn.attention import AttentionWithRope
-from quire.pipelines.nn.embedding import Embedding
-from quire.pipelines.nn.linear import Linear
-from quire.pipelines.nn.mlp import MLP
-from quire.pipelines.nn.norm import RMSNorm
-from quire.pipelines.nn.rotary_embedding import rotary_embedding
-from quire.pipelines.nn.transformer import Transformer, TransformerBlock
-from quire.pipelines.weights.loader import WeightLoader
+from quire.pipelines.architectures.config_file import ConfigFile
+from quire.pipelines.architectures.parts import LayerSpec, NormSpec
+from quire.pipelines.architectures.spec import ModelSpec
 
 
-def build_decoder(
-    spec: ModelSpec, loader: WeightLoader, device: torch.device, *, max_length: int, exact: bool
-) -> Transformer:
-    """Take every weight from `loader` and build the model that `spec` describes.
-
-    Raises:
-        ModelError: a weight cannot be read or is not finite.
-    """
-    plans = TilePlans() if exact else None
-    embedding = Embedding(loader.take(EMBEDDING))
-    blocks = [_block(spec, loader, layer, plans) for layer in range(spec.num_layers)]
-    norm = RMSNorm(loader.take(FINAL_NORM), spec.rms_norm_eps)
-    head = embedding.weight if spec.tie_word_embeddings else loader.take(LM_HEAD)
-    loader.finish()
-    rope = rotary_embedding(spec.rope, spec.head_dim, max_length)
-    lm_head = Linear(head, None, plans)
-    return Transformer(embedding, blocks, norm, lm_head, rope.cos_sin(device))
-
-
-def _block(
-    spec: ModelSpec, loader: WeightLoader, layer: int, plans: TilePlans | None
-) -> TransformerBlock:
-    prefix = layer_prefix(layer)
-
-    def linear(*names: str) -> Linear:
-        weight, bias = loader.take_linear(prefix, *names)
-        return Linear(weight, bias, plans)
-
-    def norm(name: str) -> RMSNorm:
-        return RMSNorm(loader.take(f"{prefix}{name}.weight"), spec.rms_norm_eps)
-
-    attention_norm = norm("input_layernorm")
-    wqkv = linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    qk_norm = (norm("self_attn.q_norm"), norm("self_attn.k_norm")) if spec.qk_norm else None
-    attention = AttentionWithRope(
-        wqkv,
-        linear("self_attn.o_proj"),
-        num_heads=spec.num_heads,
-        head_dim=spec.head_dim,
-        qk_norm=qk_norm,
-        sliding_window=spec.sliding_windows[layer],
+def read_llama(config: ConfigFile) -> ModelSpec:
+    """Raises ModelError for a key that is missing or wrong."""
+    attention_bias = config.boolean("attention_bias", False)
+    return llama_spec(
+        config,
+        "LlamaForCausalLM",
+        DecoderSizes.read(config),
+        has_qkv_bias=attention_bias,
+        has_output_bias=attention_bias,
+        has_mlp_bias=config.boolean("mlp_bias", False),
     )
-    mlp_norm = norm("post_attention_layernorm")
-    mlp = MLP(linear("mlp.gate_proj", "mlp.up_proj"), linear("mlp.down_proj"))
-    return TransformerBlock(attention_norm, attention, mlp_norm, mlp)
+
+
+def llama_spec(
+    config: ConfigFile,
+    architecture: str,
+    sizes: DecoderSizes,
+    *,
+    has_qkv_bias: bool = False,
+    has_output_bias: bool = False,
+    has_mlp_bias: bool = False,
+    has_qk_norm: bool = False,
+    windows: Sequence[int | None] | None = None,
+) -> ModelSpec:
+    """A decoder of Llama's blocks; `windows` has an entry per layer."""
+    epsilon = config.number("rms_norm_eps")
+    rope = sizes.rope(config)
+    activation = read_activation(config)
+
+    def layer(index: int) -> LayerSpec:
+        prefix = f"model.layers.{index}."
+
+        def head_norm(name: str) -> NormSpec | None:
+            full = f"{prefix}self_attn.{name}"
+            return rms_norm(full, sizes.head_dim, epsilon) if has_qk_norm else None
+
+        return LayerSpec(
+            attention=llama_attention(
+                sizes,
+                f"{prefix}self_attn.",
+                rope,
+                has_qkv_bias=has_qkv_bias,
+                has_output_bias=has_output_bias,
+                q_norm=head_norm("q_norm"),
+                k_norm=head_norm("k_norm"),
+                sliding_window=windows[index] if windows else None,
+            ),
+            mlp=gated_mlp(
+                f"{prefix}mlp.",
+                sizes.hidden_size,
+                sizes.intermediate_size,
+                activation=activation,
+                has_bias=has_mlp_bias,
+            ),
+            attention_norm=rms_norm(f"{prefix}input_layernorm", sizes.hidden_size, epsilon),
+            mlp_norm=rms_norm(f"{prefix}post_attention_layernorm", sizes.hidden_size, epsilon),
+        )
+
+    return decoder_spec(
+        config,
+        architecture,
+        sizes,
+        [layer(index) for index in range(sizes.num_layers)],
+        final_norm=rms_norm("model.norm", sizes.hidden_size, epsilon),
+    )

@@ -1,75 +1,66 @@
 """The supported architectures, one row each. No torch."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from quire.config.errors import ModelError
+from quire.pipelines.architectures.config_file import ConfigFile
+from quire.pipelines.architectures.llama import read_llama
+from quire.pipelines.architectures.mistral import read_mistral
+from quire.pipelines.architectures.qwen2 import read_qwen2
+from quire.pipelines.architectures.qwen3 import read_qwen3
+from quire.pipelines.architectures.spec import ModelSpec
+
+Task = Literal["text_generation", "embeddings_generation"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupportedArchitecture:
-    """How one Hugging Face class differs from the others of the Llama family.
-
-    A bias is True or False where the class fixes it, None where config.json's `attention_bias`
-    or `mlp_bias` decides. `windows` says which layers attend within `sliding_window`:
-    none, all, or those that `layer_types` or `max_window_layers` name.
-    """
+    """A Hugging Face class that Quire serves, and the function that reads its config.json."""
 
     name: str
     """The class in config.json's `architectures`."""
     example_repo_ids: tuple[str, ...]
-    supported_encodings: tuple[str, ...] = ("bfloat16", "float32", "float16")
-    """Formats of the weights in a checkpoint."""
-    attention_bias: bool | None = False
-    output_bias: bool | None = False
-    mlp_bias: bool | None = False
-    qk_norm: bool = False
-    """RMS norm of each query and key head before the rotary embedding."""
-    windows: Literal["none", "all", "by_layer"] = "none"
-    default_head_dim: int | None = None
-    """Where config.json has no `head_dim`; None: hidden_size / num_attention_heads."""
+    read: Callable[[ConfigFile], ModelSpec]
+    task: Task = "text_generation"
 
 
 ARCHITECTURES = (
     SupportedArchitecture(
         name="LlamaForCausalLM",
         example_repo_ids=("meta-llama/Llama-3.1-8B-Instruct", "HuggingFaceTB/SmolLM2-135M"),
-        attention_bias=None,
-        output_bias=None,
-        mlp_bias=None,
+        read=read_llama,
     ),
     SupportedArchitecture(
         name="Qwen2ForCausalLM",
         example_repo_ids=("Qwen/Qwen2.5-0.5B-Instruct",),
-        attention_bias=True,
-        windows="by_layer",
+        read=read_qwen2,
     ),
     SupportedArchitecture(
         name="Qwen3ForCausalLM",
         example_repo_ids=("Qwen/Qwen3-0.6B",),
-        attention_bias=None,
-        output_bias=None,
-        qk_norm=True,
-        windows="by_layer",
-        default_head_dim=128,
+        read=read_qwen3,
     ),
     SupportedArchitecture(
         name="MistralForCausalLM",
         example_repo_ids=("mistralai/Mistral-7B-Instruct-v0.3",),
-        windows="all",
+        read=read_mistral,
     ),
 )
 
 
-def find_architecture(names: tuple[str, ...], source: str) -> SupportedArchitecture:
+def find_architecture(
+    names: tuple[str, ...], source: str, rows: Sequence[SupportedArchitecture] = ARCHITECTURES
+) -> SupportedArchitecture:
     """The row of the one class in `names`, the `architectures` of the file `source`.
 
     Raises:
         ModelError: not exactly one class, or one without a row.
     """
-    for row in ARCHITECTURES:
+    for row in rows:
         if names == (row.name,):
             return row
-    supported = ", ".join(row.name for row in ARCHITECTURES)
+    supported = ", ".join(row.name for row in rows)
     found = ", ".join(names) or "nothing"
     raise ModelError(f"{source}: architectures: expected one of {supported}, found {found}")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from quire.config.errors import ConfigError
 from quire.config.settings import ModelSettings
-from quire.pipelines.architectures.spec import ITEM_BYTES, ModelSpec
+from quire.pipelines.architectures.encodings import ITEM_BYTES
+from quire.pipelines.architectures.spec import ModelSpec
 from quire.pipelines.kv_cache.params import KVCacheParams
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -96,7 +97,7 @@ def plan_memory(
         page_size=settings.page_size,
         enable_prefix_caching=settings.enable_prefix_caching,
     )
-    weights = weight_memory(spec, dtype, device_type) + 4 * length * spec.head_dim
+    weights = weight_memory(spec, dtype, device_type) + 4 * length * spec.rotary_width
     activations = activation_memory(spec, settings, dtype)
     usable = int(device_memory_bytes * settings.device_memory_utilization)
     available = usable - weights - activations
@@ -133,7 +134,7 @@ def weight_memory(spec: ModelSpec, dtype: str, device_type: str) -> int:
     On a CPU matrices are repacked for its matrix units, so an embedding that the logits share is
     there twice.
     """
-    num_bytes = spec.weight_bytes(dtype)
+    num_bytes = spec.weight_bytes(dtype, device_type)
     if spec.tie_word_embeddings and device_type == "cpu":
         num_bytes += spec.vocab_size * spec.hidden_size * ITEM_BYTES[dtype]
     return num_bytes
@@ -141,11 +142,9 @@ def weight_memory(spec: ModelSpec, dtype: str, device_type: str) -> int:
 
 def activation_memory(spec: ModelSpec, settings: ModelSettings, dtype: str) -> int:
     """Bytes at the peak of one step, estimated: the widest layer, then logits and sampling."""
-    heads = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
-    per_token = 4 * spec.hidden_size + max(heads, 3 * spec.intermediate_size)
     # Logits in the model's dtype and in fp32, and three fp32 or int64 arrays that sampling sorts.
     per_row = spec.vocab_size * (ITEM_BYTES[dtype] + 4 + 3 * 8)
-    layers = settings.max_batch_input_tokens * per_token * ITEM_BYTES[dtype]
+    layers = settings.max_batch_input_tokens * spec.layer_width * ITEM_BYTES[dtype]
     return layers + settings.max_batch_size * per_row
 
 

@@ -2,24 +2,22 @@
 
 from dataclasses import dataclass
 
-from quire.pipelines.architectures.spec import ITEM_BYTES, ModelSpec
+from quire.pipelines.architectures.encodings import ITEM_BYTES
+from quire.pipelines.architectures.parts import KVLayerSpec
+from quire.pipelines.architectures.spec import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class KVCacheParams:
     """What one page holds: `page_size` tokens' keys and values of every layer.
 
-    `dtype` is a name (float32, bfloat16, float16); `n_kv_heads` counts the heads of the whole
-    model, which `n_devices` share evenly.
+    `dtype` is a name (float32, bfloat16, float16); `layers` has what each layer caches.
     """
 
     dtype: str
-    n_kv_heads: int
-    head_dim: int
-    num_layers: int
+    layers: tuple[KVLayerSpec, ...]
     page_size: int
     enable_prefix_caching: bool = True
-    n_devices: int = 1
 
     @classmethod
     def of(
@@ -27,22 +25,19 @@ class KVCacheParams:
     ) -> "KVCacheParams":
         return cls(
             dtype=dtype,
-            n_kv_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim,
-            num_layers=spec.num_layers,
+            layers=spec.kv_layers,
             page_size=page_size,
             enable_prefix_caching=enable_prefix_caching,
         )
 
     @property
-    def n_kv_heads_per_device(self) -> int:
-        return self.n_kv_heads // self.n_devices
+    def num_layers(self) -> int:
+        return len(self.layers)
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of one token's keys and values in all layers, on one device."""
-        per_layer = 2 * self.n_kv_heads_per_device * self.head_dim
-        return per_layer * self.num_layers * ITEM_BYTES[self.dtype]
+        """Bytes of one token's keys and values in all layers."""
+        return ITEM_BYTES[self.dtype] * sum(layer.numbers_per_token for layer in self.layers)
 
     @property
     def bytes_per_page(self) -> int:

@@ -12,7 +12,10 @@ from quire.pipelines.kv_cache.params import KVCacheParams
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """One layer's pages: `k` and `v` [num_pages, n_kv_heads, page_size, head_dim], contiguous."""
+    """One layer's pages: `k` and `v` [num_pages, num_heads, page_size, dim], contiguous.
+
+    Where keys serve as values too, `v` has dim 0.
+    """
 
     k: torch.Tensor
     v: torch.Tensor
@@ -28,17 +31,22 @@ class KVCacheStorage:
     """
 
     def __init__(self, params: KVCacheParams, num_pages: int, device: torch.device) -> None:
-        shape = (num_pages, params.n_kv_heads_per_device, params.page_size, params.head_dim)
         dtype: torch.dtype = getattr(torch, params.dtype)
 
-        def pages() -> torch.Tensor:
-            if device.type == "cpu":
+        def pages(num_heads: int, dim: int) -> torch.Tensor:
+            shape = (num_pages, num_heads, params.page_size, dim)
+            if device.type == "cpu" and dim:
                 return _lazy_zeros(shape, dtype)
             return torch.zeros(shape, dtype=dtype, device=device)
 
         self.params = params
         self.num_pages = num_pages
-        self.layers = tuple(LayerCache(pages(), pages()) for _ in range(params.num_layers))
+        self.layers = tuple(
+            LayerCache(
+                pages(layer.num_heads, layer.key_dim), pages(layer.num_heads, layer.value_dim)
+            )
+            for layer in params.layers
+        )
 
     def scrub(self, pages: Sequence[int]) -> None:
         """Zero `pages` in every layer: NaN in them would survive a mask that multiplies by 0."""

@@ -1,38 +1,20 @@
 """Self-attention over the paged KV cache."""
 
+from typing import Protocol
+
 import torch
 
 from quire.kernels.flash_attention_ragged import flash_attention_ragged
 from quire.kernels.fused_qk_ragged_rope import fused_qk_ragged_rope
 from quire.kernels.ragged_batch import RaggedBatch
+from quire.pipelines.architectures.parts import AttentionSpec
 from quire.pipelines.kv_cache.storage import LayerCache
-from quire.pipelines.nn.linear import Linear
+from quire.pipelines.nn.linear import StackedLinear
 from quire.pipelines.nn.norm import RMSNorm
 
 
-class AttentionWithRope:
-    """Causal grouped-query attention with rotary embedding, ragged over contexts.
-
-    `wqkv` is q, k and v stacked. `qk_norm` normalizes each query and key head before the
-    rotation (Qwen3). `sliding_window` limits a token to the last that many keys, its own included.
-    """
-
-    def __init__(
-        self,
-        wqkv: Linear,
-        wo: Linear,
-        *,
-        num_heads: int,
-        head_dim: int,
-        qk_norm: tuple[RMSNorm, RMSNorm] | None = None,
-        sliding_window: int | None = None,
-    ) -> None:
-        self.wqkv = wqkv
-        self.wo = wo
-        self.num_heads = num_heads
-        self.qk_norm = qk_norm
-        self.sliding_window = sliding_window
-        self.scale = head_dim**-0.5
+class Attention(Protocol):
+    """What a block attends with."""
 
     def __call__(
         self,
@@ -44,8 +26,41 @@ class AttentionWithRope:
     ) -> torch.Tensor:
         """Attend, after writing this step's keys and values into their pages.
 
-        `decode_plan`: of `plan_decode` for this batch and window, where the device reads one.
+        `cos_sin` is the layer's rotary table. `decode_plan`: of `plan_decode` for this batch and
+        the layer's window, where the device reads one.
         """
+        ...
+
+
+class AttentionWithRope:
+    """Causal grouped-query attention with rotary embedding, ragged over contexts.
+
+    `wqkv` is q, k and v stacked; options are those of `spec`. `sinks` float32 [H].
+    """
+
+    def __init__(
+        self,
+        spec: AttentionSpec,
+        wqkv: StackedLinear,
+        wo: StackedLinear,
+        qk_norm: tuple[RMSNorm, RMSNorm] | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> None:
+        self.spec = spec
+        self.wqkv = wqkv
+        self.wo = wo
+        self.qk_norm = qk_norm
+        self.sinks = sinks
+
+    def __call__(
+        self,
+        x_TC: torch.Tensor,
+        cos_sin: torch.Tensor,
+        cache: LayerCache,
+        batch: RaggedBatch,
+        decode_plan: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        spec = self.spec
         q_norm, k_norm = self.qk_norm or (None, None)
         q_THD = fused_qk_ragged_rope(
             self.wqkv(x_TC),
@@ -53,18 +68,23 @@ class AttentionWithRope:
             cache.k,
             cache.v,
             batch,
-            num_heads=self.num_heads,
+            num_heads=spec.num_heads,
             q_norm=q_norm.weight if q_norm else None,
             k_norm=k_norm.weight if k_norm else None,
             epsilon=q_norm.epsilon if q_norm else 0.0,
+            interleaved=spec.rope.is_interleaved,
+            norm_weight_offset=q_norm.weight_offset if q_norm else 0.0,
+            multiply_before_cast=q_norm.multiply_before_cast if q_norm else False,
         )
         out_THD = flash_attention_ragged(
             q_THD,
             cache.k,
             cache.v,
             batch,
-            scale=self.scale,
-            sliding_window=self.sliding_window,
+            scale=spec.scale,
+            sliding_window=spec.sliding_window,
+            soft_cap=spec.soft_cap,
+            sinks=self.sinks,
             decode_plan=decode_plan,
         )
         return self.wo(out_THD.flatten(1))

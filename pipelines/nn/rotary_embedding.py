@@ -14,13 +14,13 @@ from quire.pipelines.architectures.rope_spec import RopeKind, RopeSpec
 class RotaryEmbedding:
     """Rotary embedding (https://arxiv.org/abs/2104.09864) for positions below `max_length`."""
 
-    def __init__(self, spec: RopeSpec, head_dim: int, max_length: int) -> None:
+    def __init__(self, spec: RopeSpec, max_length: int) -> None:
         self.spec = spec
-        self.head_dim = head_dim
+        self.rotary_dim = spec.rotary_dim
         self.max_length = max_length
 
     def frequencies(self) -> torch.Tensor:
-        """Angle per position of each pair of dimensions, fp32 [head_dim / 2]."""
+        """Angle per position of each pair of dimensions, fp32 [rotary_dim / 2]."""
         return 1.0 / self.wavelengths(self.spec.theta)
 
     def attention_factor(self) -> float:
@@ -28,16 +28,23 @@ class RotaryEmbedding:
         return 1.0
 
     def wavelengths(self, theta: float) -> torch.Tensor:
-        """theta^(2i / head_dim): positions per radian, fp32 [head_dim / 2]."""
-        exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
+        """theta^(2i / rotary_dim): positions per radian, fp32 [rotary_dim / 2]."""
+        exponents = torch.arange(0, self.rotary_dim, 2, dtype=torch.float32) / self.rotary_dim
         return torch.pow(theta, exponents)
 
     def cos_sin(self, device: torch.device) -> torch.Tensor:
-        """fp32 [max_length, head_dim]: cosines, then sines. Computed on the CPU for any device."""
+        """fp32 [max_length, rotary_dim]: cosines, then sines. Computed on the CPU for any device."""
         positions = torch.arange(self.max_length, dtype=torch.float32)
         angles = torch.outer(positions, self.frequencies())
         table = torch.cat([angles.cos(), angles.sin()], dim=-1) * self.attention_factor()
         return table.to(device)
+
+
+class NoRotaryEmbedding(RotaryEmbedding):
+    """Turns nothing, in bits: cosines are 1 and sines 0."""
+
+    def frequencies(self) -> torch.Tensor:
+        return torch.zeros(self.rotary_dim // 2)
 
 
 class LinearScalingRotaryEmbedding(RotaryEmbedding):
@@ -55,7 +62,7 @@ class DynamicRotaryEmbedding(RotaryEmbedding):
     """
 
     def frequencies(self) -> torch.Tensor:
-        spec, dim = self.spec, self.head_dim
+        spec, dim = self.spec, self.rotary_dim
         length = max(self.max_length, spec.original_max_position)
         stretch = spec.factor * length / spec.original_max_position - (spec.factor - 1)
         return 1.0 / self.wavelengths(spec.theta * stretch ** (dim / (dim - 2)))
@@ -81,8 +88,8 @@ class YarnRotaryEmbedding(RotaryEmbedding):
         low, high = self._dimension(spec.beta_fast), self._dimension(spec.beta_slow)
         if spec.truncate:
             low, high = math.floor(low), math.ceil(high)
-        low, high = max(low, 0), min(high, self.head_dim - 1)
-        steps = torch.arange(self.head_dim // 2, dtype=torch.float32) - low
+        low, high = max(low, 0), min(high, self.rotary_dim - 1)
+        steps = torch.arange(self.rotary_dim // 2, dtype=torch.float32) - low
         # 0.001 keeps the ramp defined where both ends meet, as in the paper's code.
         ramp = (steps / (high - low or 0.001)).clamp(0, 1)
         return torch.lerp(kept, kept / spec.factor, ramp)
@@ -90,7 +97,7 @@ class YarnRotaryEmbedding(RotaryEmbedding):
     def _dimension(self, rotations: float) -> float:
         """The dimension whose wave turns `rotations` times in the original context."""
         span = self.spec.original_max_position / (rotations * 2 * math.pi)
-        return self.head_dim * math.log(span) / (2 * math.log(self.spec.theta))
+        return self.rotary_dim * math.log(span) / (2 * math.log(self.spec.theta))
 
     def attention_factor(self) -> float:
         spec = self.spec
@@ -127,9 +134,10 @@ class LongRoPERotaryEmbedding(RotaryEmbedding):
         return math.sqrt(1 + math.log(spec.factor) / math.log(spec.original_max_position))
 
 
-def rotary_embedding(spec: RopeSpec, head_dim: int, max_length: int) -> RotaryEmbedding:
+def rotary_embedding(spec: RopeSpec, max_length: int) -> RotaryEmbedding:
     """The embedding that `spec.kind` names."""
     kinds: dict[RopeKind, type[RotaryEmbedding]] = {
+        "none": NoRotaryEmbedding,
         "default": RotaryEmbedding,
         "linear": LinearScalingRotaryEmbedding,
         "dynamic": DynamicRotaryEmbedding,
@@ -137,4 +145,4 @@ def rotary_embedding(spec: RopeSpec, head_dim: int, max_length: int) -> RotaryEm
         "yarn": YarnRotaryEmbedding,
         "longrope": LongRoPERotaryEmbedding,
     }
-    return kinds[spec.kind](spec, head_dim, max_length)
+    return kinds[spec.kind](spec, max_length)

@@ -1,33 +1,38 @@
 """The decoder: blocks between an embedding and the logits."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from quire.kernels.flash_attention_ragged import plan_decode
 from quire.kernels.ragged_batch import RaggedBatch
+from quire.pipelines.architectures.parts import LayerSpec
+from quire.pipelines.architectures.rope_spec import RopeSpec
+from quire.pipelines.architectures.spec import ModelSpec
 from quire.pipelines.kv_cache.storage import LayerCache
-from quire.pipelines.nn.attention import AttentionWithRope
+from quire.pipelines.nn.attention import Attention
 from quire.pipelines.nn.embedding import Embedding
-from quire.pipelines.nn.linear import Linear
+from quire.pipelines.nn.linear_weight import Apply
 from quire.pipelines.nn.mlp import MLP
-from quire.pipelines.nn.norm import RMSNorm
+from quire.pipelines.nn.norm import Norm
 
 
 class TransformerBlock:
-    """Pre-norm attention and feed-forward; the residual stream travels beside the hidden states."""
+    """Attention and feed-forward; the residual stream travels beside the hidden states.
+
+    `norms` has those that `spec` names, by its field.
+    """
 
     def __init__(
-        self,
-        attention_norm: RMSNorm,
-        attention: AttentionWithRope,
-        mlp_norm: RMSNorm,
-        mlp: MLP,
+        self, spec: LayerSpec, attention: Attention, mlp: MLP, norms: Mapping[str, Norm]
     ) -> None:
-        self.attention_norm = attention_norm
         self.attention = attention
-        self.mlp_norm = mlp_norm
         self.mlp = mlp
+        self.rope = spec.attention.rope
+        self.window = spec.attention.kv_layer.window
+        self._is_parallel = spec.is_parallel
+        self._multiplier = spec.residual_multiplier
+        self._norms = norms
 
     def __call__(
         self,
@@ -39,28 +44,58 @@ class TransformerBlock:
         decode_plan: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The block's own output and the residual to which the next norm adds it."""
-        x_TC, residual_TC = self.attention_norm(x_TC, residual_TC)
-        x_TC = self.attention(x_TC, cos_sin, cache, batch, decode_plan)
-        x_TC, residual_TC = self.mlp_norm(x_TC, residual_TC)
-        return self.mlp(x_TC), residual_TC
+        normed_TC, residual_TC = self._before("attention_norm", x_TC, residual_TC)
+        x_TC = self.attention(normed_TC, cos_sin, cache, batch, decode_plan)
+        x_TC = self._after("attention_post_norm", x_TC)
+        if self._is_parallel:
+            if "mlp_norm" in self._norms:
+                normed_TC = self._norms["mlp_norm"](residual_TC)[0]
+            return x_TC + self._after("mlp_post_norm", self.mlp(normed_TC)), residual_TC
+        normed_TC, residual_TC = self._before("mlp_norm", x_TC, residual_TC)
+        return self._after("mlp_post_norm", self.mlp(normed_TC)), residual_TC
+
+    def _before(
+        self, name: str, x_TC: torch.Tensor, residual_TC: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a part reads, and the stream so far."""
+        if name in self._norms:
+            return self._norms[name](x_TC, residual_TC)
+        stream = x_TC if residual_TC is None else x_TC + residual_TC
+        return stream, stream
+
+    def _after(self, name: str, x_TC: torch.Tensor) -> torch.Tensor:
+        """What a part adds to the stream."""
+        if name in self._norms:
+            x_TC = self._norms[name](x_TC)[0]
+        return x_TC if self._multiplier == 1.0 else x_TC * self._multiplier
 
 
 class Transformer:
-    """Token ids to logits. `cos_sin` is the rotary table, fp32 [max_length, D]."""
+    """Token ids to logits.
+
+    `tables` has the rotary table of each embedding that a block names, fp32 [max_length, R].
+    `positions` [max_length, C] is added to the embedding where positions are learned.
+    """
 
     def __init__(
         self,
+        spec: ModelSpec,
         embedding: Embedding,
         blocks: Sequence[TransformerBlock],
-        norm: RMSNorm,
-        lm_head: Linear,
-        cos_sin: torch.Tensor,
+        norm: Norm,
+        lm_head: Apply,
+        tables: Mapping[RopeSpec, torch.Tensor],
+        positions: torch.Tensor | None = None,
     ) -> None:
         self.embedding = embedding
         self.blocks = tuple(blocks)
         self.norm = norm
         self.lm_head = lm_head
-        self.cos_sin = cos_sin
+        self._tables = tables
+        self._positions = positions
+        self._vocab_size = spec.vocab_size
+        self._logit_scale = spec.logit_scale
+        self._logit_soft_cap = spec.logit_soft_cap
 
     def __call__(
         self,
@@ -76,12 +111,18 @@ class Transformer:
         """
         if logit_rows_S.numel() == 0:
             self._blocks(tokens_T, batch, caches)
-            return self.cos_sin.new_empty((0, self.lm_head.out_dim))
+            empty = (0, self._vocab_size)
+            return torch.empty(empty, dtype=torch.float32, device=tokens_T.device)
         return self.head(self.hidden_states(tokens_T, batch, caches, logit_rows_S))
 
     def head(self, hidden_SC: torch.Tensor) -> torch.Tensor:
         """The logits of what `hidden_states` gave, fp32 [S, V]."""
-        return self.lm_head(hidden_SC).float()
+        logits: torch.Tensor = self.lm_head(hidden_SC).float()
+        if self._logit_scale != 1.0:
+            logits = logits * self._logit_scale
+        if self._logit_soft_cap is not None:
+            logits = torch.tanh(logits / self._logit_soft_cap) * self._logit_soft_cap
+        return logits
 
     @torch.inference_mode()
     def hidden_states(
@@ -100,18 +141,20 @@ class Transformer:
         self, tokens_T: torch.Tensor, batch: RaggedBatch, caches: Sequence[LayerCache]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         x_TC: torch.Tensor = self.embedding(tokens_T)
+        if self._positions is not None:
+            x_TC = x_TC + self._positions[batch.positions.long()]
         residual_TC: torch.Tensor | None = None
         plans = self._decode_plans(batch)
         for block, cache in zip(self.blocks, caches, strict=True):
-            plan = plans.get(block.attention.sliding_window)
-            x_TC, residual_TC = block(x_TC, residual_TC, self.cos_sin, cache, batch, plan)
+            table, plan = self._tables[block.rope], plans.get(block.window)
+            x_TC, residual_TC = block(x_TC, residual_TC, table, cache, batch, plan)
         return x_TC, residual_TC
 
     def _decode_plans(self, batch: RaggedBatch) -> dict[int | None, torch.Tensor]:
         """By window, the work list of the step's decode rows: made once, shared by all layers."""
         if not reads_plans(batch):
             return {}
-        windows = {block.attention.sliding_window for block in self.blocks}
+        windows = {block.window for block in self.blocks}
         return {window: plan_decode(batch, sliding_window=window) for window in windows}
 
 

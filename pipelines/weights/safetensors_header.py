@@ -5,7 +5,6 @@ object, then the data, which the tensors' `data_offsets` must cover without gap 
 """
 
 import json
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Annotated
@@ -13,14 +12,29 @@ from typing import Annotated
 import msgspec
 
 from quire.config.errors import ModelError
+from quire.pipelines.weights.tensor_entry import TensorEntry
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library."""
 
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-"""Formats of weights Quire reads, by their name in a header."""
-
-_ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
+_ITEM_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "BF16": 2,
+    "F16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U64": 8,
+    "U32": 4,
+    "U16": 2,
+    "U8": 1,
+    "BOOL": 1,
+}
 """Sizes are checked of these; tensors of other formats are refused by name."""
 
 
@@ -28,27 +42,6 @@ class _Fields(msgspec.Struct):
     dtype: str
     shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
     data_offsets: tuple[Annotated[int, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(ge=0)]]
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """Where a tensor lies: bytes `begin` to `end` of `path`, counted from the file's start."""
-
-    path: Path
-    name: str
-    dtype: str
-    """As the header says it: F32, BF16, ..."""
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-    @property
-    def num_bytes(self) -> int:
-        return self.end - self.begin
-
-    def wrong(self, expected: str, found: str) -> ModelError:
-        """The error that names this tensor; for the caller to raise."""
-        return ModelError(f"{self.path}: {self.name}: expected {expected}, found {found}")
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:

@@ -10,7 +10,7 @@ import torch
 
 from quire.config.errors import ConfigError, ModelError
 from quire.config.settings import ModelSettings
-from quire.pipelines.architectures.llama import build_decoder
+from quire.pipelines.architectures.build import build_decoder
 from quire.pipelines.architectures.spec import ModelSpec
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.plan import PlanRow, StepPlan
@@ -18,7 +18,7 @@ from quire.pipelines.core.sampling_params import SamplingParams
 from quire.pipelines.kv_cache.memory_plan import MemoryPlan, plan_memory
 from quire.pipelines.kv_cache.params import KVCacheParams
 from quire.pipelines.kv_cache.storage import KVCacheStorage
-from quire.pipelines.weights.checkpoint import open_checkpoint
+from quire.pipelines.weights.checkpoint import load_weights, match_weights
 from quire.pipelines.weights.loader import WeightLoader
 from quire.pipelines.worker.host import available_cores, available_memory
 from quire.pipelines.worker.runner import TorchModelRunner
@@ -64,7 +64,8 @@ def load_runner(
     """
     device = find_device(settings.device)
     dtype = spec.serving_dtype(settings.dtype, device.type)
-    entries = open_checkpoint(folder, spec)
+    weights = load_weights(folder)
+    names = match_weights(weights, spec)
     plan = plan_memory(
         spec,
         settings,
@@ -74,9 +75,13 @@ def load_runner(
     )
     _set_threads(settings.threads or available_cores())
     loader = WeightLoader(
-        entries, getattr(torch, dtype), device, lambda fraction: progress("weights", fraction)
+        weights,
+        names,
+        getattr(torch, dtype),
+        device,
+        lambda fraction: progress("weights", fraction),
     )
-    model = build_decoder(spec, loader, device, max_length=plan.max_length, exact=settings.exact)
+    model = build_decoder(spec, loader, max_length=plan.max_length, exact=settings.exact)
     progress("kv_cache", 0.0)
     runner = TorchModelRunner(model, _allocate(spec, settings, plan, dtype, device), device)
     progress("self_test", 0.0)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from quire.pipelines.architectures.load import load_model_spec
 from quire.pipelines.architectures.sampling_defaults import load_sampling_defaults
-from quire.pipelines.architectures.spec import load_model_spec
 from quire.pipelines.tokenizer import TextTokenizer
 from quire.server.errors import ModelNotFound
 

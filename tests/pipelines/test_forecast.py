@@ -4,7 +4,7 @@ import pytest
 
 from quire.config.errors import ConfigError
 from quire.config.settings import ModelSettings
-from quire.pipelines.architectures.spec import load_model_spec
+from quire.pipelines.architectures.load import load_model_spec
 from quire.pipelines.forecast import DATASHEETS, find_hardware, forecast
 from quire.pipelines.hf import resolve_model
 

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 
 from quire.config.limits import LIMITS
-from quire.pipelines.architectures.spec import load_model_spec
+from quire.pipelines.architectures.load import load_model_spec
 from quire.pipelines.core.grammar import GrammarSpec
 from quire.pipelines.hf import resolve_model
 from quire.pipelines.structured.compile_process import CompilerBoot

@@ -7,7 +7,8 @@ import pytest
 
 from quire.config.errors import ConfigError
 from quire.config.settings import ModelSettings
-from quire.pipelines.architectures.spec import ModelSpec, load_model_spec
+from quire.pipelines.architectures.load import load_model_spec
+from quire.pipelines.architectures.spec import ModelSpec
 from quire.pipelines.kv_cache.memory_plan import MemoryPlan, format_bytes, plan_memory
 
 GIB = 1024**3

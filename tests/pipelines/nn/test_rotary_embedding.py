@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from quire.pipelines.architectures.spec import load_model_spec
+from quire.pipelines.architectures.load import load_model_spec
 from quire.pipelines.nn.rotary_embedding import rotary_embedding
 
 HEAD_DIM = 64
@@ -82,7 +82,7 @@ def test_frequencies_and_attention_factor_are_those_of_transformers(
     compute = ROPE_INIT_FUNCTIONS.get(kind, LlamaRotaryEmbedding.compute_default_rope_parameters)
     expected, factor = compute(config, device="cpu", seq_len=max_length)
 
-    rope = rotary_embedding(spec.rope, spec.head_dim, max_length)
+    rope = rotary_embedding(spec.layers[0].attention.rope, max_length)
 
     torch.testing.assert_close(rope.frequencies(), expected, rtol=1e-6, atol=0)
     assert rope.attention_factor() == pytest.approx(factor, rel=1e-12)
@@ -97,7 +97,9 @@ def test_table_is_cosines_then_sines_of_every_position(name: str, tmp_path: Path
     cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), positions)
     half = HEAD_DIM // 2
 
-    table = rotary_embedding(spec.rope, HEAD_DIM, MAX_POSITIONS).cos_sin(torch.device("cpu"))
+    table = rotary_embedding(spec.layers[0].attention.rope, MAX_POSITIONS).cos_sin(
+        torch.device("cpu")
+    )
 
     assert table.shape == (MAX_POSITIONS, HEAD_DIM)
     assert table.dtype == torch.float32

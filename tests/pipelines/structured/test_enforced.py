@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from quire.config.limits import LIMITS
-from quire.pipelines.architectures.spec import load_model_spec
+from quire.pipelines.architectures.load import load_model_spec
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.grammar import Grammar, GrammarSpec
 from quire.pipelines.core.sampling_params import SamplingParams

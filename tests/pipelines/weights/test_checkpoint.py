@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from quire.config.errors import ModelError
-from quire.pipelines.architectures.spec import load_model_spec
-from quire.pipelines.weights.checkpoint import open_checkpoint
+from quire.pipelines.architectures.load import load_model_spec
+from quire.pipelines.weights.checkpoint import load_weights, match_weights
 from quire.pipelines.weights.loader import WeightLoader
 from quire.pipelines.weights.safetensors_header import read_header
 
@@ -33,10 +33,19 @@ def save(folder: Path, max_shard_size: str = "1GB", **fields: object) -> Path:
     return folder
 
 
+def open_loader(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> tuple[WeightLoader, list[str]]:
+    weights = load_weights(folder)
+    names = match_weights(weights, load_model_spec(folder))
+    return WeightLoader(weights, names, dtype, torch.device("cpu"), progress), names
+
+
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    entries = open_checkpoint(folder, load_model_spec(folder))
-    loader = WeightLoader(entries, dtype, torch.device("cpu"), lambda fraction: None)
-    weights = {name: loader.take(name) for name in entries}
+    loader, names = open_loader(folder, dtype)
+    weights = {name: loader.take(name) for name in names}
     loader.finish()
     return weights
 
@@ -74,28 +83,18 @@ def test_weights_are_converted_to_the_serving_dtype(stored: torch.dtype, tmp_pat
         assert torch.equal(tensor, tensors[name].to(torch.bfloat16))
 
 
-def test_names_are_stacked_in_the_order_given_and_progress_reaches_one(tmp_path: Path) -> None:
-    save(tmp_path, attention_bias=True)
-    expected = saved_tensors(tmp_path)
+def test_progress_reaches_one_and_a_weight_left_over_is_noticed(tmp_path: Path) -> None:
+    save(tmp_path)
     fractions: list[float] = []
-    entries = open_checkpoint(tmp_path, load_model_spec(tmp_path))
-    loader = WeightLoader(entries, torch.float32, torch.device("cpu"), fractions.append)
-    prefix = "model.layers.0.self_attn."
+    loader, names = open_loader(tmp_path, progress=fractions.append)
 
-    weight, bias = loader.take_linear(prefix, "q_proj", "k_proj", "v_proj")
-    _, no_bias = loader.take_linear("model.layers.0.mlp.", "gate_proj", "up_proj")
-
-    names = [f"{prefix}{letter}_proj" for letter in "qkv"]
-    assert torch.equal(weight, torch.cat([expected[f"{name}.weight"] for name in names]))
-    assert bias is not None
-    assert torch.equal(bias, torch.cat([expected[f"{name}.bias"] for name in names]))
-    assert no_bias is None
     with pytest.raises(AssertionError, match="did not take model.embed_tokens.weight"):
         loader.finish()
-    taken = {*(f"{name}.weight" for name in names), *(f"{name}.bias" for name in names)}
-    taken |= {f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up")}
-    for name in entries.keys() - taken:
+    for name in names:
+        assert name in loader
         loader.take(name)
+
+    assert name not in loader
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
 
@@ -107,7 +106,7 @@ def test_buffers_of_old_versions_and_a_tied_head_are_passed_over(tmp_path: Path)
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
     save_file(tensors, tmp_path / SINGLE)
 
-    assert load(tmp_path).keys() == load_model_spec(tmp_path).weight_shapes().keys()
+    assert load(tmp_path).keys() == load_model_spec(tmp_path).tensors().keys()
 
 
 def edit_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
@@ -295,9 +294,8 @@ def test_broken_shards_are_refused_with_file_and_key(name: str, tmp_path: Path) 
 
 def test_a_file_that_shrinks_after_the_check_is_an_error_not_a_crash(tmp_path: Path) -> None:
     save(tmp_path)
-    entries = open_checkpoint(tmp_path, load_model_spec(tmp_path))
-    os.truncate(tmp_path / SINGLE, entries[KEY].begin + 10)
-    loader = WeightLoader(entries, torch.float32, torch.device("cpu"), lambda fraction: None)
+    loader, _ = open_loader(tmp_path)
+    os.truncate(tmp_path / SINGLE, load_weights(tmp_path).entries[KEY].begin + 10)
 
     with pytest.raises(ModelError, match=f"{KEY}: expected 6144 bytes, found 10 bytes"):
         loader.take(KEY)

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from quire.config.settings import ModelSettings
-from quire.pipelines.architectures.spec import load_model_spec
+from quire.pipelines.architectures.load import load_model_spec
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.plan import PlanRow, StepPlan, StepResult
 from quire.pipelines.core.sampling_params import SamplingParams

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from quire.config.errors import ConfigError, ModelError
 from quire.config.settings import ModelSettings
-from quire.pipelines.architectures.spec import load_model_spec
+from quire.pipelines.architectures.load import load_model_spec
 from quire.pipelines.worker import host
 from quire.pipelines.worker.load import LoadedModel, find_device, load_runner
 

@@ -1,0 +1,88 @@
+"""The weights of linear layers as they are stored and as they are computed with, by encoding."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self
+
+import torch
+
+from quire.kernels.linear import prepare_linear
+from quire.kernels.linear.tile_plan import TilePlans
+from quire.pipelines.architectures.encodings import Encoding
+
+Apply = Callable[[torch.Tensor], torch.Tensor]
+"""[T, K] to [T, N], both in the dtype of the model."""
+
+
+class LinearWeight(ABC):
+    """The matrix of one linear layer, [N, K] in meaning, on the host until `prepare`."""
+
+    out_dim: int
+    in_dim: int
+
+    @classmethod
+    @abstractmethod
+    def from_tensors(
+        cls, encoding: Encoding, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
+    ) -> Self:
+        """Of the tensors that `encoding.tensors` names, as the checkpoint stores them.
+
+        `dtype` is that of the activations.
+        """
+
+    @classmethod
+    @abstractmethod
+    def stack(cls, parts: Sequence[Self]) -> Self | None:
+        """One matrix of the rows of all `parts`; None where they cannot be one."""
+
+    @abstractmethod
+    def select(self, rows: Sequence[slice], columns: slice) -> Self:
+        """These rows, in this order, and these columns: what one device holds.
+
+        Raises:
+            ValueError: the encoding cannot be cut there.
+        """
+
+    @abstractmethod
+    def dense(self) -> torch.Tensor:
+        """The numbers, [N, K] in the dtype of the activations, on the host."""
+
+    def prepare(
+        self, bias_N: torch.Tensor | None, device: torch.device, plans: TilePlans | None
+    ) -> Apply:
+        """Lay the weights out on `device`; with `plans` rows are exact (`prepare_linear`)."""
+        return prepare_linear(
+            self.dense().to(device),
+            None if bias_N is None else bias_N.to(device),
+            exact=plans is not None,
+            plans=plans,
+        )
+
+
+class DenseWeight(LinearWeight):
+    """Plain numbers."""
+
+    def __init__(self, weight_NK: torch.Tensor) -> None:
+        self.out_dim, self.in_dim = weight_NK.shape
+        self._weight = weight_NK
+
+    @classmethod
+    def from_tensors(
+        cls, encoding: Encoding, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
+    ) -> Self:
+        weight = tensors["weight"].to(dtype)
+        return cls(weight.t().contiguous() if encoding.is_transposed else weight)
+
+    @classmethod
+    def stack(cls, parts: Sequence[Self]) -> Self:
+        return cls(torch.cat([part.dense() for part in parts]))
+
+    def select(self, rows: Sequence[slice], columns: slice) -> Self:
+        return type(self)(torch.cat([self._weight[part, columns] for part in rows]))
+
+    def dense(self) -> torch.Tensor:
+        return self._weight
+
+
+WEIGHT_KINDS: Mapping[type[Encoding], type[LinearWeight]] = {Encoding: DenseWeight}
+"""By encoding, the class that computes with it."""
