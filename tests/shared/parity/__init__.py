@@ -1,0 +1,1 @@
+"""Logits of our models against transformers' own: the cases, and what measures them."""

@@ -1,0 +1,133 @@
+"""A case is a random tiny model, how it is written, and how far its logits may be off."""
+
+import importlib
+import pkgutil
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from parity import families
+from parity.driver import Driver, load_folder
+
+LENGTH = 70
+"""Tokens of the history; cut into chunks, and its end decoded one by one."""
+
+
+def save(model: transformers.PreTrainedModel, folder: Path) -> Path:
+    """As transformers saves it."""
+    model.save_pretrained(folder)
+    return folder
+
+
+def save_in_shards(model: transformers.PreTrainedModel, folder: Path) -> Path:
+    """In several files with an index."""
+    model.save_pretrained(folder, max_shard_size="100KB")
+    return folder
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Greatest differences (bfloat16: root mean squares) of logits from the reference's, by the way the history was run.
+
+    `bound` is what they may be at most, `scale` the greatest logit.
+    """
+
+    prefill: float
+    chunked: float
+    decode: float
+    bound: float
+    scale: float
+
+    @property
+    def worst(self) -> float:
+        return max(self.prefill, self.chunked, self.decode)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityCase:
+    """One row of the parity table.
+
+    `make` gives the model, and `write` its checkpoint: a folder or file. `write` may change the
+    model, which afterwards is the reference: of quantized weights it has the dequantized ones.
+    A bfloat16 case is held to `bfloat16_factor` times the error that transformers makes itself in
+    bfloat16, both as root mean squares: the greatest of thousands of roundings is luck.
+    """
+
+    architecture: str
+    """The class in config.json."""
+    variant: str
+    make: Callable[[], transformers.PreTrainedModel]
+    encoding: str = "float32"
+    write: Callable[[transformers.PreTrainedModel, Path], Path] = save
+    tolerance: float = 1e-4
+    bfloat16_factor: float = 1.25
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.architecture}-{self.variant}-{self.encoding}".replace(" ", "_")
+
+    def measure(self, folder: Path) -> Errors:
+        """Write the checkpoint into `folder`, load it, and compare every position's logits."""
+        model = self.make()
+        rng = random.Random(self.name)
+        history = rng.choices(range(model.config.get_text_config().vocab_size), k=LENGTH)
+        bound = self.tolerance
+        measure = difference
+        if self.encoding == "bfloat16":
+            measure = root_mean_square
+            path = self.write(model.to(torch.bfloat16), folder)
+            rounded = reference_logits(model, history)
+            expected = reference_logits(model.float(), history)
+            bound = self.bfloat16_factor * measure(rounded, expected)
+        else:
+            path = self.write(model, folder)
+            expected = reference_logits(model, history)
+        # Longer than 40, so that longrope takes its long factors as transformers does here.
+        loaded = load_folder(path, **{"max_length": LENGTH + 10, **self.settings})
+
+        def error(steps: list[list[tuple[int, int]]]) -> float:
+            loaded.runner.scrub(range(loaded.num_pages))
+            (logits,) = Driver(loaded.runner, loaded.num_pages).logits([history], steps)
+            return measure(logits, expected)
+
+        return Errors(
+            prefill=error([[(0, LENGTH)]]),
+            chunked=error(random_cuts(rng)),
+            decode=error([[(0, 30)], *([(0, 1)] for _ in range(LENGTH - 30))]),
+            bound=bound,
+            scale=float(expected.abs().max()),
+        )
+
+
+def reference_logits(model: transformers.PreTrainedModel, history: list[int]) -> torch.Tensor:
+    """transformers' logits of every position, fp32 [T, V]."""
+    with torch.no_grad():
+        logits: torch.Tensor = model(torch.tensor([history])).logits[0].float()
+    return logits
+
+
+def difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((logits - expected).abs().max())
+
+
+def root_mean_square(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((logits - expected).square().mean().sqrt())
+
+
+def random_cuts(rng: random.Random) -> list[list[tuple[int, int]]]:
+    cuts = sorted(rng.sample(range(1, LENGTH), 5))
+    return [[(0, end - start)] for start, end in zip([0, *cuts], [*cuts, LENGTH], strict=True)]
+
+
+def all_cases() -> tuple[ParityCase, ...]:
+    """Of every module in `families`."""
+    found: list[ParityCase] = []
+    for module in pkgutil.iter_modules(families.__path__, f"{families.__name__}."):
+        found += importlib.import_module(module.name).CASES
+    return tuple(found)

@@ -1,0 +1,1 @@
+"""The cases, one module per model family; each has `CASES`."""
