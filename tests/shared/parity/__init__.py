@@ -1,1 +1,0 @@
-"""Logits of our models against transformers' own: the cases, and what measures them."""

@@ -1,1 +1,0 @@
-"""The cases, one module per model family; each has `CASES`."""
