@@ -31,6 +31,7 @@ check: install-test types
 	$(BIN)/python tools/check_budgets.py
 	$(BIN)/python tools/render_flags.py --check
 	$(BIN)/python tools/render_kernels.py --check
+	$(BIN)/python tools/render_models.py --check
 	$(BIN)/python -m pytest -q tests/test_layering.py tests/test_layout.py
 
 types: install-test

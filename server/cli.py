@@ -165,21 +165,31 @@ def encode(prompt: tuple[str, ...], pooling: Any, normalize: bool, **options: An
 @main.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def list_models(as_json: bool) -> None:
-    """List the supported architectures."""
+    """List the supported architectures and encodings, with the measured error of each."""
     import orjson
 
+    from quire.pipelines.architectures.parity import PATHS, format_error, load_parity, totals
     from quire.pipelines.architectures.registry import ARCHITECTURES
 
+    measured = totals(load_parity())
     if as_json:
         rows = [
-            {"name": row.name, "task": row.task, "example_repo_ids": row.example_repo_ids}
+            {
+                "name": row.name,
+                "task": row.task,
+                "example_repo_ids": row.example_repo_ids,
+                "parity": [total for total in measured if total.architecture == row.name],
+            }
             for row in ARCHITECTURES
         ]
         click.echo(orjson.dumps({"architectures": rows}).decode())
         return
-    for row in ARCHITECTURES:
-        click.echo(f"{row.name:<22} {row.task}")
-        click.echo(f"{'':<22} such as {', '.join(row.example_repo_ids)}")
+    click.echo("greatest difference of logits from transformers' (bfloat16: root mean square)")
+    click.echo(f"{'architecture':<34}{'encoding':<14}" + "".join(f"{p:>9}" for p in PATHS))
+    for total in measured:
+        errors = (total.prefill, total.chunked, total.decode)
+        cells = "".join(f"{format_error(error):>9}" for error in errors)
+        click.echo(f"{total.architecture:<34}{total.encoding:<14}{cells}")
 
 
 @main.command("warm-cache")

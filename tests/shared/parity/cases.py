@@ -32,20 +32,21 @@ def save_in_shards(model: transformers.PreTrainedModel, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Errors:
-    """Greatest differences (bfloat16: root mean squares) of logits from the reference's, by the way the history was run.
+    """Greatest differences (bfloat16: root mean squares) of logits from the reference's, by the way the history was run (None: not one of the model's).
 
     `bound` is what they may be at most, `scale` the greatest logit.
     """
 
     prefill: float
-    chunked: float
-    decode: float
+    chunked: float | None
+    decode: float | None
     bound: float
     scale: float
 
     @property
     def worst(self) -> float:
-        return max(self.prefill, self.chunked, self.decode)
+        errors = (self.prefill, self.chunked, self.decode)
+        return max(error for error in errors if error is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
