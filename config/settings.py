@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import ByteSize, Field, ValidationError, field_validator
+from pydantic import ByteSize, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -27,7 +27,15 @@ DEMO_MODEL = "quire-demo"
 
 ENV_PREFIX = "QUIRE_"
 
+LoadFormat = Literal["auto", "safetensors", "gguf", "pytorch", "random"]
+
+Quantization = Literal["none", "int8", "fp8", "q4_0", "q8_0"]
+
 S = TypeVar("S", bound="ModelSettings")
+
+
+def _split_commas(value: Any) -> Any:
+    return tuple(value.split(",")) if isinstance(value, str) else value
 
 
 class ModelSettings(BaseSettings):
@@ -37,8 +45,24 @@ class ModelSettings(BaseSettings):
         env_prefix=ENV_PREFIX, extra="forbid", frozen=True, protected_namespaces=()
     )
 
-    model: str = Field(DEMO_MODEL, description="Model folder, Hugging Face hub id, or quire-demo.")
+    model: str = Field(
+        DEMO_MODEL,
+        description="Model folder, .gguf file, hub id (org/name or org/name:file.gguf), or quire-demo.",
+    )
     revision: str | None = Field(None, description="Hub revision (branch, tag or commit).")
+    load_format: LoadFormat = Field(
+        "auto",
+        description="Weights to read; auto takes safetensors, else GGUF; pytorch converts pickles, "
+        "random makes weights up.",
+    )
+    engine: Literal["quire", "huggingface"] = Field(
+        "quire",
+        description="Whose layers run: Quire's own, or transformers', which has more models and is slower.",
+    )
+    custom_architectures: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Python modules with ARCHITECTURES of your own: folder:module, or a module's name.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="Weights and activations; auto keeps the checkpoint's, float32 for float16 on a CPU.",
@@ -67,10 +91,26 @@ class ModelSettings(BaseSettings):
     enable_prefix_caching: bool = Field(
         True, description="Reuse the KV pages of prompts that begin alike."
     )
+    quantization: Quantization = Field(
+        "none",
+        description="Quantize the linear layers of a dense checkpoint at load: int8, fp8, q4_0, q8_0.",
+    )
     exact: bool = Field(
         True,
         description="Same request, same bits, whatever shares the batch; off is faster on CPU.",
     )
+
+    @field_validator("custom_architectures", mode="before")
+    @classmethod
+    def _split_modules(cls, value: Any) -> Any:
+        return _split_commas(value)
+
+    @field_validator("quantization")
+    @classmethod
+    def _only_of_our_layers(cls, value: str, info: ValidationInfo) -> str:
+        if value != "none" and info.data.get("engine") == "huggingface":
+            raise ValueError("quantization must be none with engine huggingface")
+        return value
 
     @field_validator("page_size")
     @classmethod
@@ -133,7 +173,7 @@ class ServeSettings(ModelSettings):
     @field_validator("served_model_name", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
-        return tuple(value.split(",")) if isinstance(value, str) else value
+        return _split_commas(value)
 
 
 def load(kind: type[S], flags: dict[str, Any], config_file: Path | None = None) -> S:

@@ -12,6 +12,8 @@ import torch
 
 from quire.config.errors import ConfigError
 from quire.config.settings import ModelSettings
+from quire.pipelines.architectures.encodings import ITEM_BYTES
+from quire.pipelines.architectures.quantized.at_load import quantize_at_load
 from quire.pipelines.architectures.spec import ModelSpec
 from quire.pipelines.kv_cache.memory_plan import MemoryPlan, plan_memory
 from quire.pipelines.worker.host import available_cores, available_memory
@@ -128,6 +130,7 @@ def forecast(spec: ModelSpec, settings: ModelSettings, hardware: Hardware) -> Fo
         ConfigError: the model does not fit, or the settings contradict each other.
     """
     dtype = spec.serving_dtype(settings.dtype, hardware.device_type)
+    spec = quantize_at_load(spec, settings.quantization, hardware.device_type)
     memory = plan_memory(
         spec,
         settings,
@@ -145,7 +148,7 @@ def forecast(spec: ModelSpec, settings: ModelSettings, hardware: Hardware) -> Fo
             (batch, context, _decode_seconds(spec, dtype, hardware, batch, context))
             for batch in batches
             for context in contexts
-            if batch * context <= memory.num_pages * memory.page_size
+            if batch <= memory.concurrency_at(context)
         ),
         tuple((tokens, _prefill_seconds(spec, dtype, hardware, tokens)) for tokens in contexts),
     )
@@ -154,7 +157,10 @@ def forecast(spec: ModelSpec, settings: ModelSettings, hardware: Hardware) -> Fo
 def _decode_seconds(
     spec: ModelSpec, dtype: str, hardware: Hardware, batch: int, context: int
 ) -> float:
-    kv_bytes = batch * context * spec.kv_bytes_per_token(dtype)
+    numbers = sum(
+        layer.numbers_per_token * min(context, layer.window or context) for layer in spec.kv_layers
+    )
+    kv_bytes = batch * numbers * ITEM_BYTES[dtype]
     weights = spec.streamed_weight_bytes(dtype, hardware.device_type) / hardware.bandwidth
     compute = batch * spec.flops_per_token(0) / hardware.flops
     return max(weights, compute) + kv_bytes / hardware.bandwidth

@@ -63,7 +63,9 @@ class LLM:
         **options: Any,
     ) -> None:
         self._settings = settings or load(ModelSettings, {"model": model, **options})
-        folder = resolve_model(self._settings.model, self._settings.revision)
+        folder = resolve_model(
+            self._settings.model, self._settings.revision, self._settings.load_format
+        )
         self.tokenizer = TextTokenizer.from_folder(folder)
         with progress_bar() as progress:
             started = start_engine(self._settings, folder, 0, progress)

@@ -1,72 +1,235 @@
-"""`TextEncoder`: texts to embedding vectors, from the decoder's last hidden states.
+"""`TextEncoder`: texts to embedding vectors, by an encoder or from a decoder's last hidden states.
 
-Made for embedding models of the supported families (Qwen3-Embedding pools the last token); any
-other decoder gives vectors too, of whatever use they are.
+Made for embedding models (BERT's kin; Qwen3-Embedding, which pools the last token); any other
+decoder gives vectors too, of whatever use they are.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from quire.config.errors import ConfigError, ModelError
 from quire.config.settings import ModelSettings
+from quire.pipelines.architectures.build_encoder import build_encoder
+from quire.pipelines.architectures.common import read_dtype
+from quire.pipelines.architectures.config_file import ConfigFile
+from quire.pipelines.architectures.encoder_registry import SupportedEncoder, find_encoder
 from quire.pipelines.architectures.load import load_model_spec
+from quire.pipelines.architectures.served import served_architectures
+from quire.pipelines.architectures.spec import serving_dtype
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.plan import PlanRow, StepPlan
 from quire.pipelines.core.sampling_params import SamplingParams
+from quire.pipelines.embedding_config import Pooling, read_embedding_config
+from quire.pipelines.encoder_tokenizer import EncoderTokenizer
 from quire.pipelines.hf import resolve_model
+from quire.pipelines.huggingface.embeddings import HFEmbeddingsPipeline
+from quire.pipelines.kv_cache.manager import PagedKVCacheManager
 from quire.pipelines.tokenizer import TextTokenizer
-from quire.pipelines.worker.load import load_runner
+from quire.pipelines.weights.checkpoint import load_weights, match_weights
+from quire.pipelines.weights.loader import WeightLoader
+from quire.pipelines.worker.host import available_cores
+from quire.pipelines.worker.load import Progress, find_device, load_runner, set_threads
 from quire.pipelines.worker.progress import progress_bar
 
-Pooling = Literal["last", "mean"]
+
+class StateSource(Protocol):
+    """A loaded model: token ids to last hidden states."""
+
+    max_length: int
+
+    def states(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        """fp32 [tokens, C] of each text."""
+        ...
 
 
 class TextEncoder:
-    """A loaded model that embeds text, one prompt at a time, in chunks of the step's token budget.
+    """A loaded model that embeds texts, in batches of the step's token budget.
 
     Raises:
         ModelError, ConfigError: the model cannot be loaded with these settings.
     """
 
     def __init__(self, settings: ModelSettings) -> None:
-        folder = resolve_model(settings.model, settings.revision)
-        self._tokenizer = TextTokenizer.from_folder(folder)
+        folder = resolve_model(settings.model, settings.revision, settings.load_format)
+        row = find_row(folder)
+        is_ours = settings.engine == "quire"
+        encodes_only = row is not None or not is_ours
+        tokenizer = EncoderTokenizer(folder) if encodes_only else TextTokenizer.from_folder(folder)
+        self._encode: Callable[[str], list[int]] = tokenizer.encode
         with progress_bar() as progress:
-            self._model = load_runner(settings, folder, load_model_spec(folder), progress)
-        self._chunk = settings.max_batch_input_tokens
-        self._page_size = settings.page_size
+            if not is_ours:
+                self._model: StateSource = hugging_face_states(settings, folder)
+            elif row is None:
+                self._model = DecoderStates(settings, folder, progress)
+            else:
+                self._model = EncoderStates(settings, folder, row, progress)
+        self.config = read_embedding_config(folder, "last" if row is None else "cls")
+        limits = (self._model.max_length, self.config.max_tokens or self._model.max_length)
+        self.max_length = min(limits)
 
     def encode(
-        self, texts: Sequence[str], *, pooling: Pooling = "last", normalize: bool = True
+        self,
+        texts: Sequence[str],
+        *,
+        pooling: Pooling | None = None,
+        normalize: bool | None = None,
+        prompt_name: str | None = None,
     ) -> NDArray[np.float32]:
-        """Vectors [N, C]; `normalize` makes them of length 1.
+        """Vectors [N, C].
+
+        Args:
+            texts: what to embed.
+            pooling: of the last hidden states; None: the model's own.
+            normalize: whether vectors get length 1; None: as the model says.
+            prompt_name: of the model's prompts, put before each text; None: its default one.
 
         Raises:
-            ValueError: a text is empty, or longer than the model's context.
+            ValueError: a text is empty or longer than the model's context, or no such prompt.
         """
-        return np.stack([self._encode(text, pooling, normalize) for text in texts])
+        prompt = self._prompt(prompt_name)
+        ids = [self._tokens(prompt + text) for text in texts]
+        normalized = self.config.normalize if normalize is None else normalize
+        vectors = []
+        for states in self._model.states(ids):
+            vector = pool(states, pooling or self.config.pooling)
+            if normalized:
+                vector = torch.nn.functional.normalize(vector, dim=0)
+            vectors.append(vector.cpu().numpy())
+        return np.stack(vectors)
 
-    def _encode(self, text: str, pooling: Pooling, normalize: bool) -> NDArray[np.float32]:
-        ids = self._tokenizer.encode(text)
+    def _prompt(self, name: str | None) -> str:
+        if name is None:
+            return self.config.default_prompt
+        if name not in self.config.prompts:
+            known = ", ".join(sorted(self.config.prompts)) or "it has none"
+            raise ValueError(f"prompt_name: {name} is not a prompt of this model: {known}")
+        return self.config.prompts[name]
+
+    def _tokens(self, text: str) -> list[int]:
+        ids = self._encode(text.lower() if self.config.lowers_case else text)
+        if not ids:
+            raise ValueError("a text is empty")
+        if len(ids) > self.max_length:
+            raise ValueError(f"a text has {len(ids)} tokens, the model takes {self.max_length}")
+        return ids
+
+
+def pool(states_TC: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """One vector [C] of a text's hidden states."""
+    match pooling:
+        case "cls":
+            return states_TC[0]
+        case "mean":
+            return states_TC.mean(0)
+        case "last":
+            return states_TC[-1]
+
+
+def hugging_face_states(settings: ModelSettings, folder: Path) -> HFEmbeddingsPipeline:
+    """Whatever transformers' AutoModel makes of the folder."""
+    device = find_device(settings.device)
+    config = ConfigFile.read(folder / "config.json")
+    dtype = serving_dtype(read_dtype(config), settings.dtype, device.type)
+    set_threads(settings.threads or available_cores())
+    return HFEmbeddingsPipeline(folder, getattr(torch, dtype), device)
+
+
+def find_row(folder: Path) -> SupportedEncoder | None:
+    """The encoder that config.json names; None for decoders."""
+    path = folder / "config.json"
+    return find_encoder(ConfigFile.read(path).strings("architectures")) if path.is_file() else None
+
+
+class EncoderStates:
+    """A bidirectional model; texts of a batch run together."""
+
+    def __init__(
+        self, settings: ModelSettings, folder: Path, row: SupportedEncoder, progress: Progress
+    ) -> None:
+        if settings.quantization != "none":
+            raise ConfigError(
+                f"quantization {settings.quantization}: expected none, as {row.names[0]} is an encoder"
+            )
+        weights = load_weights(folder, None, settings.load_format, progress)
+        marker = "embeddings.word_embeddings.weight"
+        spec = row.read(
+            ConfigFile.read(folder / "config.json"), "" if marker in weights.entries else row.prefix
+        )
+        device = find_device(settings.device)
+        dtype = serving_dtype(spec.checkpoint_dtype, settings.dtype, device.type)
+        set_threads(settings.threads or available_cores())
+        loader = WeightLoader(
+            weights,
+            match_weights(weights, spec),
+            getattr(torch, dtype),
+            device,
+            lambda fraction: progress("weights", fraction),
+        )
+        self._encoder = build_encoder(spec, loader, exact=settings.exact)
+        self._device = device
+        self._budget = settings.max_batch_input_tokens
+        self.max_length = min(spec.max_length, settings.max_length or spec.max_length)
+        (test,) = self.states([[0, 1]])
+        if not test.isfinite().all():
+            raise ModelError(f"{folder}: self-test in {dtype}: expected finite states")
+
+    def states(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        """As `StateSource.states`."""
+        for batch in batches(texts, self._budget):
+            tokens = torch.tensor([id for text in batch for id in text], device=self._device)
+            lengths = [len(text) for text in batch]
+            yield from torch.split(self._encoder(tokens, lengths).float(), lengths)
+
+
+class DecoderStates:
+    """A causal model, one text at a time, in chunks of the step's token budget."""
+
+    def __init__(self, settings: ModelSettings, folder: Path, progress: Progress) -> None:
+        architectures = served_architectures(settings)
+        spec = load_model_spec(folder, architectures)
+        self._model = load_runner(settings, folder, spec, progress, architectures=architectures)
+        self.max_length = self._model.max_length
+        self._chunk = settings.max_batch_input_tokens
+        self._pages = PagedKVCacheManager(
+            self._model.plan.groups,
+            page_size=settings.page_size,
+            max_chunk=self._chunk,
+            enable_prefix_caching=False,
+        )
+
+    def states(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        """As `StateSource.states`."""
+        return map(self._states, texts)
+
+    def _states(self, ids: Sequence[int]) -> torch.Tensor:
         # One more than the text: a context always has room for a token it could generate.
         context = TextContext(
-            0, np.asarray(ids, np.int32), SamplingParams(), max_length=self._model.max_length + 1
+            0, np.asarray(ids, np.int32), SamplingParams(), max_length=self.max_length + 1
         )
-        pages = list(range(-(-len(ids) // self._page_size)))
-        total: torch.Tensor | None = None
+        held = self._pages.new_context(b"")
+        found = []
         for start in range(0, len(ids), self._chunk):
             count = min(self._chunk, len(ids) - start)
-            row = PlanRow(context, start, count, pages, False)
-            states = self._model.runner.hidden_states(StepPlan([row]))
-            if pooling == "last":
-                total = states[-1]
-            else:
-                total = states.sum(0) if total is None else total + states.sum(0)
-        assert total is not None
-        vector = total if pooling == "last" else total / len(ids)
-        if normalize:
-            vector = torch.nn.functional.normalize(vector, dim=0)
-        return vector.cpu().numpy()
+            self._pages.extend(held, start, len(ids))
+            row = PlanRow(context, start, count, held.tables, False)
+            found.append(self._model.runner.hidden_states(StepPlan([row])))
+            self._pages.advance(held, context.tokens.all[: start + count])
+        self._pages.release(held)
+        return torch.cat(found)
+
+
+def batches(texts: Sequence[Sequence[int]], budget: int) -> Iterator[Sequence[Sequence[int]]]:
+    """Neighbours whose tokens fit `budget` together; a longer text is alone."""
+    start = tokens = 0
+    for index, text in enumerate(texts):
+        if index > start and tokens + len(text) > budget:
+            yield texts[start:index]
+            start, tokens = index, 0
+        tokens += len(text)
+    if texts:
+        yield texts[start:]

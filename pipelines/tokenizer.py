@@ -17,7 +17,9 @@ from tokenizers import Tokenizer
 
 from quire.config.errors import ModelError
 from quire.pipelines.chat_template import ChatTemplate, TextTooLong
+from quire.pipelines.gguf_tokenizer import read_gguf_tokenizer
 from quire.pipelines.token_decoder import TokenDecoder
+from quire.pipelines.weights.gguf_file import is_gguf
 
 _NAMED_TOKENS = (
     "bos_token",
@@ -78,12 +80,18 @@ class TextTokenizer:
     @classmethod
     def from_folder(cls, folder: Path | str) -> "TextTokenizer":
         """Read tokenizer.json and, where they exist, tokenizer_config.json,
-        special_tokens_map.json and chat_template.jinja.
+        special_tokens_map.json and chat_template.jinja; or a GGUF file.
 
         Raises:
             ModelError: a file is missing or wrong.
         """
         folder = Path(folder)
+        if is_gguf(folder):
+            found = read_gguf_tokenizer(folder)
+            try:
+                return cls(found.data, found.special_tokens, found.chat_template)
+            except ModelError as error:
+                raise ModelError(f"{folder}: {error}") from None
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise ModelError(

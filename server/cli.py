@@ -144,10 +144,19 @@ def generate(
 @main.command()
 @settings_options(ModelSettings)
 @click.option("--prompt", required=True, multiple=True, help="Text to embed; may be repeated.")
-@click.option("--pooling", type=click.Choice(["last", "mean"]), default="last", show_default=True)
-@click.option("--normalize/--no-normalize", default=True, show_default=True)
+@click.option(
+    "--pooling", type=click.Choice(["cls", "mean", "last"]), help="Default: the model's own."
+)
+@click.option("--normalize/--no-normalize", default=None, help="Default: as the model says.")
+@click.option("--prompt-name", help="One of the model's prompts, put before each text.")
 @reports_errors
-def encode(prompt: tuple[str, ...], pooling: Any, normalize: bool, **options: Any) -> None:
+def encode(
+    prompt: tuple[str, ...],
+    pooling: Any,
+    normalize: bool | None,
+    prompt_name: str | None,
+    **options: Any,
+) -> None:
     """Turn text into embedding vectors, one JSON line each."""
     import orjson
 
@@ -155,7 +164,9 @@ def encode(prompt: tuple[str, ...], pooling: Any, normalize: bool, **options: An
 
     encoder = TextEncoder(_load(ModelSettings, options))
     try:
-        vectors = encoder.encode(prompt, pooling=pooling, normalize=normalize)
+        vectors = encoder.encode(
+            prompt, pooling=pooling, normalize=normalize, prompt_name=prompt_name
+        )
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     for text, vector in zip(prompt, vectors, strict=True):
@@ -213,12 +224,15 @@ def warm_cache(model: str, revision: str | None) -> None:
 @reports_errors
 def plan(hardware: str | None, **options: Any) -> None:
     """Predict memory, pages, concurrency and step floors without loading the model."""
+    from quire.pipelines.architectures.served import served_architectures
     from quire.pipelines.architectures.load import load_model_spec
     from quire.pipelines.forecast import find_hardware, forecast
     from quire.pipelines.hf import resolve_model
 
     settings = _load(ModelSettings, options)
-    spec = load_model_spec(resolve_model(settings.model, settings.revision))
+    architectures = served_architectures(settings)
+    folder = resolve_model(settings.model, settings.revision, settings.load_format)
+    spec = load_model_spec(folder, architectures)
     name = hardware or "cpu"
     dtype = spec.serving_dtype(settings.dtype, "cpu" if name == "cpu" else "cuda")
     click.echo(forecast(spec, settings, find_hardware(name, dtype)).table())

@@ -18,8 +18,10 @@ from setproctitle import setproctitle
 
 from quire.config.errors import ConfigError, PortInUse, QuireError
 from quire.config.settings import ServeSettings
+from quire.pipelines.architectures.served import served_architectures
 from quire.pipelines.hf import resolve_model
 from quire.pipelines.structured.compile_process import CompilerBoot
+from quire.pipelines.weights.gguf_file import is_gguf
 from quire.server.app import build_app
 from quire.server.auth import load_api_keys
 from quire.server.engine_client import EngineClient
@@ -107,12 +109,19 @@ class Daemon:
         try:
             self._lifecycle.on_progress("resolving the model", 0.0)
             settings = self._settings
-            folder = await _in_thread(lambda: resolve_model(settings.model, settings.revision))
+            # Before a download: a wrong module is a matter of milliseconds.
+            architectures = await _in_thread(
+                lambda: served_architectures(settings)
+            )
+            folder = await _in_thread(
+                lambda: resolve_model(settings.model, settings.revision, settings.load_format)
+            )
             app.state.served = served = await _in_thread(
                 lambda: ServedModel.from_folder(
                     folder,
                     self._names,
                     use_generation_config=settings.generation_config == "auto",
+                    architectures=architectures,
                 )
             )
             if served.sampling_defaults:
@@ -158,9 +167,12 @@ class Daemon:
 
 
 def default_model_name(model: str) -> str:
-    """What clients call a model that was given no name: a folder's own, else the id as given."""
-    folder = Path(model)
-    return folder.resolve().name if folder.is_dir() else model
+    """What clients call a model that was given no name: a folder's own or a file's without its
+    ending, else the id as given."""
+    path = Path(model)
+    if is_gguf(path) and path.is_file():
+        return path.stem
+    return path.resolve().name if path.is_dir() else model
 
 
 def _uvicorn_config(app: FastAPI) -> uvicorn.Config:

@@ -100,7 +100,8 @@ class Metrics:
             ("capacity", "deferred"),
         )
         self._usage = make.gauge(
-            "vllm:kv_cache_usage_perc", "Share of KV pages held by running requests, 0..1."
+            "vllm:kv_cache_usage_perc",
+            "Share of KV pages held by running requests, 0..1, in the fullest page group.",
         )
         self._cache_config = make.info(
             "vllm:cache_config_info",
@@ -207,7 +208,7 @@ class Metrics:
             ("prefill", "decode"),
         )
         self._pages = make.gauges(
-            "quire_kv_pages", "KV pages by state; they add up to all.", "state",
+            "quire_kv_pages", "KV pages of all groups by state; they add up to all.", "state",
             ("used", "cached", "free"),
         )  # fmt: skip
         self._engine_info = make.info(
@@ -250,7 +251,7 @@ class Metrics:
                 "block_size": ready.page_size,
                 "num_gpu_blocks": ready.num_pages,
                 "cache_dtype": ready.dtype,
-                "kv_cache_size_tokens": ready.num_pages * ready.page_size,
+                "kv_cache_size_tokens": ready.kv_cache_tokens,
             }
         )
         self._engine_info.set(
@@ -290,7 +291,7 @@ class Metrics:
         self._running.set(stats.running)
         self._waiting.set(stats.waiting)
         self._waiting_by_reason["capacity"].set(stats.waiting)
-        self._usage.set(stats.used_pages / stats.total_pages if stats.total_pages else 0.0)
+        self._usage.set(stats.kv_usage)
         self._pages["used"].set(stats.used_pages)
         self._pages["cached"].set(stats.cached_pages)
         self._pages["free"].set(stats.total_pages - stats.used_pages - stats.cached_pages)

@@ -34,6 +34,7 @@ from quire.pipelines.core.messages import (
     StepOutput,
     ToWorker,
 )
+from quire.pipelines.weights.gguf_file import gguf_files, is_gguf
 from quire.pipelines.worker.boot import MAX_MESSAGE_BYTES, Boot
 from quire.pipelines.worker.host import available_cores
 from quire.server.engine_client import EngineClient, ProtocolError
@@ -306,11 +307,11 @@ class Supervisor:
 
 def _fingerprint(folder: Path) -> list[tuple[str, int, int]]:
     """Name, size and time of change of the files that decide what the model says."""
-    return sorted(
-        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-        for pattern in ("*.json", "*.safetensors")
-        for path in folder.glob(pattern)
-    )
+    if is_gguf(folder):
+        paths = [path for path in gguf_files(folder) if path.exists()]
+    else:
+        paths = [path for kind in ("*.json", "*.safetensors") for path in folder.glob(kind)]
+    return sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
 
 
 def _sweep_stale_directories() -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "shared"))
 
-from parity.cases import ParityCase, all_cases
+from parity.cases import Case, all_cases
 
+from quire.pipelines.architectures.encoder_registry import ENCODERS
 from quire.pipelines.architectures.parity import (
     ParityRow,
     format_error,
@@ -43,10 +44,20 @@ weights the reference has the dequantized ones. `make test` runs every case.
 FOOT = """
 `--engine huggingface` serves what is not listed through transformers' own code, slower.
 `--custom-architectures` adds a model of yours: see [custom-architecture.md](custom-architecture.md).
+
+The classes with `ForConditionalGeneration` are models that also see: of these the text part is
+served, vision weights are not read, and a request with an image is refused with status 400.
 """
 
 
-def measure(case: ParityCase) -> ParityRow:
+def supported() -> list[tuple[str, str, str]]:
+    """Name, task and examples of every architecture."""
+    decoders = [(row.name, row.task, ", ".join(row.example_repo_ids)) for row in ARCHITECTURES]
+    task = "embeddings_generation"
+    return decoders + [(row.names[0], task, ", ".join(row.example_repo_ids)) for row in ENCODERS]
+
+
+def measure(case: Case) -> ParityRow:
     with tempfile.TemporaryDirectory() as folder:
         errors = case.measure(Path(folder))
     if errors.worst > errors.bound:
@@ -63,7 +74,6 @@ def measure(case: ParityCase) -> ParityRow:
 
 
 def page(data: dict[str, object], rows: list[ParityRow]) -> str:
-    examples = {row.name: ", ".join(row.example_repo_ids) for row in ARCHITECTURES}
     lines = [HEAD, f"Measured with {data['measured_with']}.\n\n"]
     lines.append("| Architecture | Encoding | Cases | Prefill | Chunked | Decode | Bound |\n")
     lines.append("| --- | --- | --: | --: | --: | --: | --: |\n")
@@ -72,7 +82,7 @@ def page(data: dict[str, object], rows: list[ParityRow]) -> str:
         cells = [total.architecture, total.encoding, str(total.num_cases)]
         lines.append(f"| {' | '.join(cells + [format_error(error) for error in errors])} |\n")
     lines.append("\n## Examples\n\n| Architecture | Task | Such as |\n| --- | --- | --- |\n")
-    lines += [f"| {row.name} | {row.task} | {examples[row.name]} |\n" for row in ARCHITECTURES]
+    lines += [f"| {name} | {task} | {examples} |\n" for name, task, examples in supported()]
     lines.append("\n## Every case\n\n| Architecture | Case | Encoding | Worst | Bound |\n")
     lines.append("| --- | --- | --- | --: | --: |\n")
     for row in rows:
@@ -91,7 +101,7 @@ def versions() -> str:
 
 
 def main() -> None:
-    order = {row.name: index for index, row in enumerate(ARCHITECTURES)}
+    order = {name: index for index, (name, _, _) in enumerate(supported())}
     cases = sorted(all_cases(), key=lambda case: (order[case.architecture], case.encoding))
     if sys.argv[1:] != ["--check"]:
         rows = [measure(case) for case in cases]

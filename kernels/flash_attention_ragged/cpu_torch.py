@@ -64,8 +64,9 @@ class _Group:
     """int64 [n, 1]"""
     columns: torch.Tensor
     """int64 [n, P], columns of the lookup table to gather."""
-    unwritten: tuple[torch.Tensor, torch.Tensor]
-    """Items and gathered keys that no token has written: stale memory, possibly NaN."""
+    unread: tuple[torch.Tensor, torch.Tensor]
+    """Items and gathered keys that no token has written, or that lie before the window of all: the
+    memory of others, possibly NaN."""
     tokens: torch.Tensor
     """int64 [n, R], rows of q; padding repeats the item's last token."""
     destinations: torch.Tensor
@@ -129,14 +130,14 @@ class _Settings:
 
 
 def _gather(cache: torch.Tensor, pages: torch.Tensor, group: _Group) -> torch.Tensor:
-    """Keys or values [n, K, L, D] of the group's items; zero where none has been written."""
+    """Keys or values [n, K, L, D] of the group's items; zero where none is read."""
     num_pages, heads, _, head_dim = cache.shape
     rows = pages[:, None, :] * heads + torch.arange(heads)[:, None]
     # Moved as bytes: not every torch operator knows float8.
     stored = cache.view(torch.uint8).view(num_pages * heads, -1)
     gathered = stored.index_select(0, rows.flatten()).view(cache.dtype)
     gathered = gathered.view(rows.shape[0], heads, -1, head_dim)
-    items, keys = group.unwritten
+    items, keys = group.unread
     gathered.view(torch.uint8)[items, :, keys] = 0
     return gathered[:, :, : group.mask.shape[-1]]
 
@@ -309,11 +310,14 @@ def _group(
     if shape.sliding_window is not None:
         visible &= distance < shape.sliding_window
     mask = torch.zeros(visible.shape, dtype=shape.dtype).masked_fill_(~visible, float("-inf"))
-    items_at, keys_at = (gathered >= length).nonzero(as_tuple=True)
+    is_unread = gathered >= length
+    if shape.sliding_window is not None:
+        is_unread |= gathered <= position - shape.sliding_window
+    items_at, keys_at = is_unread.nonzero(as_tuple=True)
     return _Group(
         contexts=context,
         columns=columns,
-        unwritten=(items_at, keys_at),
+        unread=(items_at, keys_at),
         tokens=token + last,
         destinations=torch.where(step < count, token + step, num_tokens).flatten(),
         mask=mask.unsqueeze(1),

@@ -38,6 +38,9 @@ def flash_attention_ragged_reference(
             cache[pages].to(wide).transpose(0, 1).flatten(1, 2)[:, :length]
             for cache in (k_cache, v_cache)
         )
+        if sliding_window is not None:
+            # Released pages: others may have written NaN there.
+            v[:, : max(0, length - count - sliding_window + 1)] = 0
         for start in range(0, count, QUERY_CHUNK):
             rows = slice(token + start, token + min(count, start + QUERY_CHUNK))
             q = q_THD[rows].to(wide)

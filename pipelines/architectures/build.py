@@ -1,25 +1,33 @@
 """Builds the model that a `ModelSpec` describes: for each part its layer, with its weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from quire.kernels.linear.tile_plan import TilePlans
+from quire.pipelines.architectures.latent_parts import LatentAttentionSpec
+from quire.pipelines.architectures.moe_parts import MoESpec
 from quire.pipelines.architectures.parts import (
     AttentionSpec,
+    FeedForwardSpec,
+    HeadNormSpec,
     LayerSpec,
     LinearSpec,
     MLPSpec,
     NormSpec,
+    SelfAttentionSpec,
 )
 from quire.pipelines.architectures.quant_config import QuantConfig
 from quire.pipelines.architectures.spec import ModelSpec
-from quire.pipelines.nn.attention import AttentionWithRope
+from quire.pipelines.nn.attention import Attention, AttentionWithRope, PositionScale
 from quire.pipelines.nn.embedding import Embedding
-from quire.pipelines.nn.linear import StackedLinear
+from quire.pipelines.nn.expert_loader import ExpertLoader
+from quire.pipelines.nn.latent_attention import LatentAttention
+from quire.pipelines.nn.linear import Linear, StackedLinear
 from quire.pipelines.nn.linear_weight import Apply, DenseWeight
 from quire.pipelines.nn.mlp import MLP
-from quire.pipelines.nn.norm import LayerNorm, Norm, RMSNorm
+from quire.pipelines.nn.moe import MoE
+from quire.pipelines.nn.norm import HeadLayerNorm, LayerNorm, Norm, RMSNorm
 from quire.pipelines.nn.rotary_embedding import rotary_embedding
 from quire.pipelines.nn.transformer import Transformer, TransformerBlock
 from quire.pipelines.weights.loader import WeightLoader
@@ -49,16 +57,21 @@ class Builder:
             quant_config=self.quant,
             quantization_encoding=spec.encoding,
             plans=self.plans,
+            num_groups=spec.num_groups,
         )
         return layer.load(self.loader)
 
     def rms_norm(self, spec: NormSpec) -> RMSNorm:
+        weight = self.loader.take(f"{spec.name}.weight") if spec.has_weight else self.ones(spec.dim)
         return RMSNorm(
-            self.loader.take(f"{spec.name}.weight"),
+            weight,
             spec.epsilon,
             weight_offset=spec.weight_offset,
             multiply_before_cast=spec.multiply_before_cast,
         )
+
+    def ones(self, dim: int) -> torch.Tensor:
+        return torch.ones(dim, dtype=self.dtype, device=self.device)
 
     def norm(self, spec: NormSpec) -> Norm:
         if spec.kind == "rms":
@@ -66,19 +79,95 @@ class Builder:
         bias = self.loader.take(f"{spec.name}.bias") if spec.has_bias else None
         return LayerNorm(self.loader.take(f"{spec.name}.weight"), bias, spec.epsilon)
 
-    def attention(self, spec: AttentionSpec) -> AttentionWithRope:
+    def head_norm(self, spec: HeadNormSpec) -> HeadLayerNorm:
+        def rows(suffix: str) -> torch.Tensor:
+            taken = {n: self.loader.take(f"{n}.{suffix}") for n in dict.fromkeys(spec.names)}
+            return torch.stack([taken[name] for name in spec.names])
+
+        return HeadLayerNorm(rows("weight"), rows("bias") if spec.has_bias else None, spec.epsilon)
+
+    def dense(self, spec: LinearSpec) -> torch.Tensor:
+        """The numbers of a layer without bias, [N, K], however they are stored."""
+        (name,) = spec.names
+        layer = Linear(
+            spec.in_dim,
+            spec.out_dim,
+            self.dtype,
+            self.device,
+            quant_config=self.quant,
+            quantization_encoding=spec.encoding,
+            name=name,
+        )
+        return layer.read(self.loader)[0].dense().to(self.device)
+
+    def attention(self, spec: SelfAttentionSpec) -> Attention:
+        match spec:
+            case AttentionSpec():
+                return self.attention_with_rope(spec)
+            case LatentAttentionSpec():
+                return self.latent_attention(spec)
+        raise TypeError(f"no layer computes {type(spec).__name__}")
+
+    def latent_attention(self, spec: LatentAttentionSpec) -> LatentAttention:
+        q_a = None
+        if spec.q_a and spec.q_a_norm:
+            q_a = self.linear(spec.q_a), self.rms_norm(spec.q_a_norm)
+        return LatentAttention(
+            spec,
+            q_a,
+            self.linear(spec.q),
+            (self.linear(spec.kv_a), self.rms_norm(spec.kv_a_norm)),
+            self.dense(spec.kv_b),
+            self.linear(spec.output),
+            self.plans,
+        )
+
+    def attention_with_rope(self, spec: AttentionSpec) -> AttentionWithRope:
         wqkv = self.linear(spec.qkv)
         qk_norm = None
         if spec.q_norm and spec.k_norm:
             qk_norm = self.rms_norm(spec.q_norm), self.rms_norm(spec.k_norm)
         sinks = None if spec.sinks is None else self.loader.take(spec.sinks.name).float()
-        return AttentionWithRope(spec, wqkv, self.linear(spec.output), qk_norm, sinks)
+        query_scale = None
+        if spec.query_scale:
+            longest = spec.rope.longest_context
+            query_scale = PositionScale(spec.query_scale, longest, self.dtype, self.device)
+        return AttentionWithRope(
+            spec,
+            wqkv,
+            self.linear(spec.output),
+            qk_norm,
+            sinks,
+            query_scale,
+            self.head_norm(spec.head_norm) if spec.head_norm else None,
+        )
 
     def mlp(self, spec: MLPSpec) -> MLP:
         return MLP(self.linear(spec.up), self.linear(spec.down), spec.activation)
 
+    def feed_forward(self, spec: FeedForwardSpec) -> Apply:
+        match spec:
+            case MLPSpec():
+                return self.mlp(spec)
+            case MoESpec():
+                return self.moe(spec)
+        raise TypeError(f"no layer computes {type(spec).__name__}")
+
+    def moe(self, spec: MoESpec) -> MoE:
+        of_router = replace(self, dtype=torch.float32) if spec.router.in_float32 else self
+        bias = spec.correction_bias
+        return MoE(
+            spec,
+            of_router.linear(spec.router),
+            ExpertLoader(self.loader, self.quant, self.plans).load(spec.experts),
+            # Not in the dtype of the model: it decides between close scores.
+            correction_bias=self.loader.host(bias.name).float().to(self.device) if bias else None,
+            shared=self.mlp(spec.shared) if spec.shared else None,
+            shared_gate=self.linear(spec.shared_gate) if spec.shared_gate else None,
+        )
+
     def block(self, spec: LayerSpec) -> TransformerBlock:
-        attention, mlp = self.attention(spec.attention), self.mlp(spec.mlp)
+        attention, mlp = self.attention(spec.attention), self.feed_forward(spec.mlp)
         norms = {
             field: self.norm(norm)
             for field in _NORM_FIELDS
@@ -97,7 +186,11 @@ def build_decoder(
     """
     device = loader.device
     builder = Builder(loader, spec.quant, loader.dtype, device, TilePlans() if exact else None)
-    embedding = Embedding(loader.take(spec.embedding.name), spec.embedding.scale)
+    embedding = Embedding(
+        loader.take(spec.embedding.name),
+        spec.embedding.scale,
+        is_scale_rounded=spec.embedding.is_scale_rounded,
+    )
     positions = None if spec.positions is None else loader.take(spec.positions.name)
     blocks = [builder.block(layer) for layer in spec.layers]
     norm = builder.norm(spec.final_norm)

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 
 from quire.config.errors import ModelError
 from quire.pipelines.architectures.config_file import ConfigFile
+from quire.pipelines.architectures.encodings import Encoding
 from quire.pipelines.architectures.parts import (
     AttentionSpec,
     EmbeddingSpec,
+    HeadNormSpec,
     LayerSpec,
     LinearSpec,
     MLPSpec,
     NormSpec,
+    QueryScale,
 )
 from quire.pipelines.architectures.rope_spec import RopeSpec, read_rope
 from quire.pipelines.architectures.spec import Dtype, ModelSpec
@@ -74,12 +77,16 @@ class DecoderSizes:
             max_position_embeddings=config.integer("max_position_embeddings"),
         )
 
-    def rope(self, config: ConfigFile) -> RopeSpec:
-        """The rotary embedding that config.json describes for whole heads."""
+    def rope(
+        self, config: ConfigFile, *, default_share: float = 1.0, default_theta: float = 10000.0
+    ) -> RopeSpec:
+        """The rotary embedding that config.json describes; defaults as of `read_rope`."""
         return read_rope(
             config,
             head_dim=self.head_dim,
             max_position_embeddings=self.max_position_embeddings,
+            default_share=default_share,
+            default_theta=default_theta,
         )
 
     def qkv(
@@ -115,22 +122,28 @@ def llama_attention(
     scale: float | None = None,
     q_norm: NormSpec | None = None,
     k_norm: NormSpec | None = None,
+    head_norm: HeadNormSpec | None = None,
     sliding_window: int | None = None,
     soft_cap: float | None = None,
+    query_scale: QueryScale | None = None,
+    fused_name: str | None = None,
+    output_name: str = "o_proj",
 ) -> AttentionSpec:
     """Attention with Llama's weight names; `prefix` is `model.layers.0.self_attn.` or alike."""
     return AttentionSpec(
         num_heads=sizes.num_heads,
         num_kv_heads=sizes.num_kv_heads,
         head_dim=sizes.head_dim,
-        qkv=sizes.qkv(prefix, has_bias=has_qkv_bias),
-        output=sizes.attention_output(f"{prefix}o_proj", has_bias=has_output_bias),
+        qkv=sizes.qkv(prefix, has_bias=has_qkv_bias, fused_name=fused_name),
+        output=sizes.attention_output(f"{prefix}{output_name}", has_bias=has_output_bias),
         rope=rope,
         scale=sizes.head_dim**-0.5 if scale is None else scale,
         q_norm=q_norm,
         k_norm=k_norm,
+        head_norm=head_norm,
         sliding_window=sliding_window,
         soft_cap=soft_cap,
+        query_scale=query_scale,
     )
 
 
@@ -141,11 +154,13 @@ def gated_mlp(
     *,
     activation: str = "silu",
     has_bias: bool = False,
+    fused_name: str | None = None,
 ) -> MLPSpec:
     """Gate, up and down with Llama's names; `prefix` is `model.layers.0.mlp.` or alike."""
+    names = (fused_name,) if fused_name else ("gate_proj", "up_proj")
     return MLPSpec(
         up=LinearSpec(
-            names=(f"{prefix}gate_proj", f"{prefix}up_proj"),
+            names=tuple(f"{prefix}{name}" for name in names),
             in_dim=hidden_size,
             out_dims=(inner_size, inner_size),
             has_bias=has_bias,
@@ -160,9 +175,44 @@ def gated_mlp(
     )
 
 
+def plain_mlp(
+    names: tuple[str, str],
+    hidden_size: int,
+    inner_size: int,
+    *,
+    activation: str,
+    has_bias: bool = True,
+    encoding: Encoding | None = None,
+) -> MLPSpec:
+    """Up and down, called `names`, without a gate."""
+    up, down = names
+    return MLPSpec(
+        up=LinearSpec(
+            names=(up,),
+            in_dim=hidden_size,
+            out_dims=(inner_size,),
+            has_bias=has_bias,
+            encoding=encoding,
+        ),
+        down=LinearSpec(
+            names=(down,),
+            in_dim=inner_size,
+            out_dims=(hidden_size,),
+            has_bias=has_bias,
+            encoding=encoding,
+        ),
+        activation=activation,
+    )
+
+
 def rms_norm(name: str, dim: int, epsilon: float) -> NormSpec:
     """The RMS norm of Llama."""
     return NormSpec(name=name, dim=dim, epsilon=epsilon)
+
+
+def layer_norm(name: str, dim: int, epsilon: float) -> NormSpec:
+    """A layer norm with a bias."""
+    return NormSpec(name=name, dim=dim, epsilon=epsilon, kind="layer", has_bias=True)
 
 
 def decoder_spec(
@@ -173,16 +223,19 @@ def decoder_spec(
     *,
     final_norm: NormSpec,
     embedding_scale: float = 1.0,
+    is_embedding_scale_rounded: bool = False,
     logit_scale: float = 1.0,
     logit_soft_cap: float | None = None,
     tie_by_default: bool = False,
     head_has_bias: bool = False,
     prefix: str = "model.",
+    embedding_name: str = "embed_tokens",
+    head_name: str = "lm_head",
 ) -> ModelSpec:
     """A decoder whose embedding and head have Llama's names, and the usual keys read."""
     tied = config.boolean("tie_word_embeddings", tie_by_default)
     head = LinearSpec(
-        names=("lm_head",),
+        names=(head_name,),
         in_dim=sizes.hidden_size,
         out_dims=(sizes.vocab_size,),
         has_bias=head_has_bias,
@@ -192,10 +245,11 @@ def decoder_spec(
         vocab_size=sizes.vocab_size,
         hidden_size=sizes.hidden_size,
         embedding=EmbeddingSpec(
-            name=f"{prefix}embed_tokens.weight",
+            name=f"{prefix}{embedding_name}.weight",
             vocab_size=sizes.vocab_size,
             dim=sizes.hidden_size,
             scale=embedding_scale,
+            is_scale_rounded=is_embedding_scale_rounded,
         ),
         layers=tuple(layers),
         final_norm=final_norm,
@@ -203,6 +257,7 @@ def decoder_spec(
         logit_scale=logit_scale,
         logit_soft_cap=logit_soft_cap,
         max_position_embeddings=sizes.max_position_embeddings,
+        base_prefix=prefix,
         checkpoint_dtype=read_dtype(config),
         bos_token_id=next(iter(config.token_ids("bos_token_id")), None),
         eos_token_ids=config.token_ids("eos_token_id"),
@@ -218,6 +273,20 @@ def check_head_dim(config: ConfigFile, head_dim: int) -> None:
         )
 
 
+def check_whole_heads(config: ConfigFile, sizes: DecoderSizes) -> None:
+    """Raise ModelError where the heads together are not as wide as the hidden state."""
+    if sizes.num_heads * sizes.head_dim != sizes.hidden_size:
+        expected = f"heads of {sizes.head_dim} that fill a hidden_size of {sizes.hidden_size}"
+        raise config.wrong("num_attention_heads", expected)
+
+
+def refuse_true(config: ConfigFile, *keys: str) -> None:
+    """Raise ModelError where one of `keys`, of things that are not served, is true."""
+    for key in keys:
+        if config.boolean(key, False):
+            raise config.wrong(key, "false")
+
+
 def read_activation(config: ConfigFile, key: str = "hidden_act", default: str = "silu") -> str:
     """The kind of `kernels.activations` that config.json names.
 
@@ -228,6 +297,11 @@ def read_activation(config: ConfigFile, key: str = "hidden_act", default: str = 
     if name not in ACTIVATIONS:
         raise config.wrong(key, f"one of {', '.join(sorted(ACTIVATIONS))}")
     return ACTIVATIONS[name]
+
+
+def read_window(config: ConfigFile) -> int | None:
+    """`sliding_window` of all layers; null or missing: none."""
+    return config.integer("sliding_window") if config.has("sliding_window") else None
 
 
 def read_layer_types(config: ConfigFile, num_layers: int, allowed: set[str]) -> tuple[str, ...]:

@@ -56,6 +56,10 @@ class ConfigFile:
         value = self._values.get(key)
         return _is_number(value) and value == 0
 
+    def is_empty(self, key: str) -> bool:
+        """Whether the value is an empty list or object."""
+        return self._values.get(key) in ([], {})
+
     def wrong(self, key: str, expected: str) -> ModelError:
         """The error that says `key` is not what was expected; for the caller to raise."""
         found = "nothing"
@@ -86,6 +90,13 @@ class ConfigFile:
             raise self.wrong(key, "true or false")
         return value
 
+    def truth(self, key: str, default: bool) -> bool:
+        """True or false, or a number in their place, of which 0 is false."""
+        value = self._get(key, default)
+        if not isinstance(value, bool | int):
+            raise self.wrong(key, "true or false")
+        return bool(value)
+
     def string(self, key: str, default: str | None = None) -> str:
         value = self._get(key, default)
         if not isinstance(value, str):
@@ -104,6 +115,12 @@ class ConfigFile:
             raise self.wrong(key, "a list of numbers")
         return tuple(float(item) for item in value)
 
+    def integers(self, key: str) -> tuple[int, ...]:
+        value = self._get(key, None)
+        if not isinstance(value, list) or not all(type(item) is int for item in value):
+            raise self.wrong(key, "a list of integers")
+        return tuple(value)
+
     def token_ids(self, key: str) -> tuple[int, ...]:
         """A token id, a list of them, or missing: no ids."""
         value = self._get(key, [])
@@ -118,6 +135,13 @@ class ConfigFile:
         if not isinstance(value, dict):
             raise self.wrong(key, "a JSON object")
         return ConfigFile(f"{self.name}: {key}", cast(dict[str, object], value))
+
+    def with_defaults(self, defaults: Mapping[str, object]) -> "ConfigFile":
+        """The same, with `defaults` for keys that the file does not have; null stays null.
+
+        transformers leaves out of nested objects what the class has as default.
+        """
+        return ConfigFile(self.name, {**defaults, **self._values})
 
     def _get(self, key: str, default: object) -> object:
         value = self._values.get(key)

@@ -16,11 +16,15 @@ FLOAT_DTYPES = ("F32", "BF16", "F16")
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor that a checkpoint must have; `is_optional`: may have."""
+    """A tensor that a checkpoint must have; `is_optional`: may have.
+
+    `other_shapes` say the same with as many numbers: a lone scale is stored as [] or [1].
+    """
 
     shape: tuple[int, ...]
     dtypes: tuple[str, ...] = FLOAT_DTYPES
     is_optional: bool = False
+    other_shapes: tuple[tuple[int, ...], ...] = ()
 
     @property
     def num_elements(self) -> int:
@@ -53,6 +57,36 @@ class Encoding:
     def device_bytes(self, out_dim: int, in_dim: int, dtype: str, device_type: str) -> int:
         """What the weights take where they are computed with, the bias not counted."""
         return out_dim * in_dim * ITEM_BYTES[dtype]
+
+    def over(self, own: "Encoding") -> "Encoding":
+        """The encoding of a layer to which the architecture itself gives `own`."""
+        return own
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedEncoding(Encoding):
+    """Numbers of few bits. CUDA computes with them as they are stored; for a CPU they are
+    dequantized once, at load: its matmuls of packed weights are slower and save no time."""
+
+    def device_bytes(self, out_dim: int, in_dim: int, dtype: str, device_type: str) -> int:
+        if device_type != "cuda":
+            return super().device_bytes(out_dim, in_dim, dtype, device_type)
+        return sum(
+            tensor.num_elements * _STORED_BYTES[tensor.dtypes[0]]
+            for tensor in self.tensors(out_dim, in_dim).values()
+            if not tensor.is_optional
+        )
+
+
+_STORED_BYTES: Mapping[str, int] = {
+    "F32": 4,
+    "I64": 8,
+    "I32": 4,
+    "BF16": 2,
+    "F16": 2,
+    "F8_E4M3": 1,
+    "U8": 1,
+}
 
 
 DENSE = Encoding()

@@ -1,5 +1,6 @@
 """Llama 2 and 3 (https://arxiv.org/abs/2407.21783), and whatever has its configuration."""
 
+import functools
 from collections.abc import Sequence
 
 from quire.pipelines.architectures.common import (
@@ -11,7 +12,14 @@ from quire.pipelines.architectures.common import (
     rms_norm,
 )
 from quire.pipelines.architectures.config_file import ConfigFile
-from quire.pipelines.architectures.parts import LayerSpec, NormSpec
+from quire.pipelines.architectures.parts import (
+    FeedForwardSpec,
+    LayerSpec,
+    MLPSpec,
+    NormSpec,
+    QueryScale,
+)
+from quire.pipelines.architectures.rope_spec import RopeSpec
 from quire.pipelines.architectures.spec import ModelSpec
 
 
@@ -28,6 +36,16 @@ def read_llama(config: ConfigFile) -> ModelSpec:
     )
 
 
+def _mlp(config: ConfigFile, sizes: DecoderSizes, has_bias: bool, prefix: str) -> MLPSpec:
+    return gated_mlp(
+        prefix,
+        sizes.hidden_size,
+        sizes.intermediate_size,
+        activation=read_activation(config),
+        has_bias=has_bias,
+    )
+
+
 def llama_spec(
     config: ConfigFile,
     architecture: str,
@@ -38,39 +56,43 @@ def llama_spec(
     has_mlp_bias: bool = False,
     has_qk_norm: bool = False,
     windows: Sequence[int | None] | None = None,
+    ropes: Sequence[RopeSpec] | None = None,
+    feed_forwards: Sequence[FeedForwardSpec] | None = None,
+    attention_scale: float | None = None,
+    query_scale: QueryScale | None = None,
+    fused_qkv_name: str | None = None,
+    prefix: str = "model.",
+    head_name: str = "lm_head",
+    tie_by_default: bool = False,
 ) -> ModelSpec:
-    """A decoder of Llama's blocks; `windows` has an entry per layer."""
+    """A decoder of Llama's blocks; `windows`, `ropes` and `feed_forwards` have an entry per layer."""
     epsilon = config.number("rms_norm_eps")
-    rope = sizes.rope(config)
-    activation = read_activation(config)
+    ropes = ropes or (sizes.rope(config),) * sizes.num_layers
+    mlp = functools.partial(_mlp, config, sizes, has_mlp_bias)
 
     def layer(index: int) -> LayerSpec:
-        prefix = f"model.layers.{index}."
+        block = f"{prefix}layers.{index}."
 
-        def head_norm(name: str) -> NormSpec | None:
-            full = f"{prefix}self_attn.{name}"
-            return rms_norm(full, sizes.head_dim, epsilon) if has_qk_norm else None
+        def norm(name: str, dim: int = sizes.hidden_size) -> NormSpec:
+            return rms_norm(f"{block}{name}", dim, epsilon)
 
         return LayerSpec(
             attention=llama_attention(
                 sizes,
-                f"{prefix}self_attn.",
-                rope,
+                f"{block}self_attn.",
+                ropes[index],
                 has_qkv_bias=has_qkv_bias,
                 has_output_bias=has_output_bias,
-                q_norm=head_norm("q_norm"),
-                k_norm=head_norm("k_norm"),
+                scale=attention_scale,
+                q_norm=norm("self_attn.q_norm", sizes.head_dim) if has_qk_norm else None,
+                k_norm=norm("self_attn.k_norm", sizes.head_dim) if has_qk_norm else None,
                 sliding_window=windows[index] if windows else None,
+                query_scale=query_scale,
+                fused_name=fused_qkv_name,
             ),
-            mlp=gated_mlp(
-                f"{prefix}mlp.",
-                sizes.hidden_size,
-                sizes.intermediate_size,
-                activation=activation,
-                has_bias=has_mlp_bias,
-            ),
-            attention_norm=rms_norm(f"{prefix}input_layernorm", sizes.hidden_size, epsilon),
-            mlp_norm=rms_norm(f"{prefix}post_attention_layernorm", sizes.hidden_size, epsilon),
+            mlp=feed_forwards[index] if feed_forwards else mlp(f"{block}mlp."),
+            attention_norm=norm("input_layernorm"),
+            mlp_norm=norm("post_attention_layernorm"),
         )
 
     return decoder_spec(
@@ -78,5 +100,8 @@ def llama_spec(
         architecture,
         sizes,
         [layer(index) for index in range(sizes.num_layers)],
-        final_norm=rms_norm("model.norm", sizes.hidden_size, epsilon),
+        final_norm=rms_norm(f"{prefix}norm", sizes.hidden_size, epsilon),
+        tie_by_default=tie_by_default,
+        prefix=prefix,
+        head_name=head_name,
     )

@@ -57,7 +57,9 @@ class TensorPart(WeightOwner):
 class LinearSpec(WeightOwner):
     """y = x W^T + b, its rows one or more projections of the same input, stacked.
 
-    `names` has a name per projection, or one name where the checkpoint stores them stacked.
+    `names` has a name per projection, or one name where the checkpoint stores them stacked: in
+    that order, or in `num_groups` runs of rows, each with its share of every projection (GPT-NeoX:
+    q, k and v of the first head, of the second, ...).
     `encoding` is set where the architecture, not `quantization_config`, fixes it.
     """
 
@@ -66,6 +68,7 @@ class LinearSpec(WeightOwner):
     out_dims: tuple[int, ...]
     has_bias: bool = False
     encoding: Encoding | None = None
+    num_groups: int = 1
 
     @property
     def out_dim(self) -> int:
@@ -78,7 +81,9 @@ class LinearSpec(WeightOwner):
         return tuple(zip(self.names, self.out_dims, strict=True))
 
     def encoding_of(self, name: str, quant: QuantConfig) -> Encoding:
-        return self.encoding or quant.encoding_of(name)
+        if self.encoding is not None:
+            return quant.encoding_over(name, self.encoding)
+        return quant.encoding_of(name)
 
     def tensors(self, quant: QuantConfig) -> dict[str, TensorSpec]:
         found: dict[str, TensorSpec] = {}
@@ -107,38 +112,69 @@ class NormSpec(WeightOwner):
     """A norm over the last `dim` numbers.
 
     `weight_offset` is added to the weight, `multiply_before_cast` rounds after it (both Gemma).
+    Without `has_weight` the result is not multiplied at all, and the norm has no tensors.
     """
 
     name: str
     dim: int
     epsilon: float
     kind: Literal["rms", "layer"] = "rms"
+    has_weight: bool = True
     has_bias: bool = False
     weight_offset: float = 0.0
     multiply_before_cast: bool = False
 
     def tensors(self, quant: QuantConfig) -> dict[str, TensorSpec]:
-        found = {f"{self.name}.weight": TensorSpec((self.dim,))}
+        found = {f"{self.name}.weight": TensorSpec((self.dim,))} if self.has_weight else {}
         if self.has_bias:
             found[f"{self.name}.bias"] = TensorSpec((self.dim,))
         return found
 
     @property
     def num_parameters(self) -> int:
-        return self.dim * (1 + self.has_bias)
+        return self.dim * (self.has_weight + self.has_bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadNormSpec(WeightOwner):
+    """A layer norm over each head's `dim` numbers (StableLM 2 12B).
+
+    `names` has the norm of each head, the queries' and then the keys'; heads may share one.
+    """
+
+    names: tuple[str, ...]
+    dim: int
+    epsilon: float
+    has_bias: bool = False
+
+    def tensors(self, quant: QuantConfig) -> dict[str, TensorSpec]:
+        suffixes = ("weight", "bias") if self.has_bias else ("weight",)
+        return {
+            f"{name}.{suffix}": TensorSpec((self.dim,))
+            for name in self.names
+            for suffix in suffixes
+        }
+
+    @property
+    def num_parameters(self) -> int:
+        return len(set(self.names)) * self.dim * (1 + self.has_bias)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingSpec(WeightOwner):
-    """A row per token id. `name` includes `.weight`. `scale` multiplies the rows (Gemma, Granite)."""
+    """A row per token id. `name` includes `.weight`.
+
+    `scale` multiplies the rows (Granite); `is_scale_rounded`: in the dtype of the weights (Gemma).
+    """
 
     name: str
     vocab_size: int
     dim: int
     scale: float = 1.0
+    is_scale_rounded: bool = False
 
     def tensors(self, quant: QuantConfig) -> dict[str, TensorSpec]:
-        return {self.name: TensorSpec((self.vocab_size, self.dim))}
+        return {self.name: TensorSpec((self.vocab_size, self.dim), quant.embedding_dtypes)}
 
     @property
     def num_parameters(self) -> int:
@@ -165,11 +201,48 @@ class KVLayerSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionSpec:
+class SelfAttentionSpec(ABC):
+    """What a layer attends with, of whichever kind.
+
+    `chunk_size` c: tokens see keys of their own chunk of positions only, 0..c-1, c..2c-1, ...
+    """
+
+    rope: RopeSpec
+    chunk_size: int | None = None
+
+    @property
+    @abstractmethod
+    def kv_layer(self) -> KVLayerSpec:
+        """What the layer caches."""
+
+    @property
+    @abstractmethod
+    def flops_per_key(self) -> int:
+        """Multiplications and additions of one token against one key."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Numbers per token that exist at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryScale:
+    """Queries grow with the position p by 1 + beta * log(1 + (p + offset) // length) (Ministral 3,
+    Llama 4); `is_rounded`: by that in the dtype of the model."""
+
+    beta: float
+    length: int
+    offset: int = 0
+    is_rounded: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSpec(SelfAttentionSpec):
     """Grouped-query attention. `scale` multiplies the scores.
 
     `q_norm` and `k_norm` normalize each head (dim head_dim) or the row of all heads, before the
-    rotation. `sinks` is a float per query head in the softmax. `soft_cap` limits scores.
+    rotation; `head_norm` does it by layer norms. `sinks` is a float per query head in the softmax. `soft_cap` limits scores.
     """
 
     num_heads: int
@@ -177,13 +250,14 @@ class AttentionSpec:
     head_dim: int
     qkv: LinearSpec
     output: LinearSpec
-    rope: RopeSpec
     scale: float
     q_norm: NormSpec | None = None
     k_norm: NormSpec | None = None
+    head_norm: HeadNormSpec | None = None
     sliding_window: int | None = None
     soft_cap: float | None = None
     sinks: TensorPart | None = None
+    query_scale: QueryScale | None = None
 
     @property
     def kv_layer(self) -> KVLayerSpec:
@@ -191,22 +265,29 @@ class AttentionSpec:
             num_heads=self.num_kv_heads,
             key_dim=self.head_dim,
             value_dim=self.head_dim,
-            window=self.sliding_window,
+            window=self.sliding_window or self.chunk_size,
         )
 
     @property
     def flops_per_key(self) -> int:
-        """Multiplications and additions of one token against one key."""
         return 4 * self.num_heads * self.head_dim
 
     @property
     def width(self) -> int:
-        """Numbers per token that exist at once."""
         return (2 * self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
 
+class FeedForwardSpec(ABC):
+    """What follows the attention of a layer, of whichever kind."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Numbers per token that exist at once."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class MLPSpec:
+class MLPSpec(FeedForwardSpec):
     """down(activation(up(x))), gated: down(activation(gate(x)) * up(x)).
 
     `up` has two projections, gate and up, where the layer is gated, else one. `activation` is one
@@ -235,8 +316,8 @@ class LayerSpec:
     `residual_multiplier` multiplies what is added (Granite).
     """
 
-    attention: AttentionSpec
-    mlp: MLPSpec
+    attention: SelfAttentionSpec
+    mlp: FeedForwardSpec
     attention_norm: NormSpec | None = None
     attention_post_norm: NormSpec | None = None
     mlp_norm: NormSpec | None = None

@@ -1,41 +1,58 @@
-"""Which encoding each linear layer of a checkpoint has: config.json's `quantization_config`. No torch."""
+"""`QuantConfig`: which encoding each linear layer of a checkpoint has. No torch.
 
+`quantized/` has the encodings and reads them from config.json.
+"""
+
+import re
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
-from quire.pipelines.architectures.config_file import ConfigFile
-from quire.pipelines.architectures.encodings import DENSE, Encoding
+from quire.pipelines.architectures.encodings import DENSE, FLOAT_DTYPES, Encoding
+
+REGEX_PREFIX = "re:"
+"""What compressed-tensors puts before a regular expression in a list of names."""
 
 
 @dataclass(frozen=True)
 class QuantConfig:
     """`encoding` for every linear layer, except those that `skipped` names.
 
-    `skipped` holds module names as checkpoints have them; one also covers the modules inside it,
-    and an entry without a dot any module that ends so (lm_head).
+    An entry of `skipped` is a module's name as checkpoints have it, or some of its parts that
+    follow each other (lm_head, mlp.gate); it also covers the modules inside. It may have
+    wildcards, or be a regular expression after `re:` that the name begins with.
+    Tensors whose names end with one of `ignored_suffixes` are left unread. `notes` are sentences
+    for the log of the start.
     """
 
     encoding: Encoding = DENSE
     skipped: tuple[str, ...] = ()
+    ignored_suffixes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def embedding_dtypes(self) -> tuple[str, ...]:
+        """What the embedding may be stored as; it is computed with as plain numbers."""
+        return FLOAT_DTYPES
 
     def encoding_of(self, name: str) -> Encoding:
         """The encoding of the linear layer that checkpoints call `name`."""
-        return DENSE if any(_covers(entry, name) for entry in self.skipped) else self.encoding
+        return DENSE if self.skips(name) else self.encoding
+
+    def encoding_over(self, name: str, own: Encoding) -> Encoding:
+        """The same of a layer to which the architecture itself gives the encoding `own`."""
+        return own if self.skips(name) else self.encoding.over(own)
+
+    def skips(self, name: str) -> bool:
+        """Whether `skipped` covers the module."""
+        return any(_covers(entry, name) for entry in self.skipped)
 
 
 UNQUANTIZED = QuantConfig()
 
 
 def _covers(entry: str, name: str) -> bool:
-    inside = name == entry or name.startswith(f"{entry}.")
-    return inside or ("." not in entry and entry in name.split("."))
-
-
-def read_quant_config(config: ConfigFile) -> QuantConfig:
-    """Read `quantization_config`.
-
-    Raises:
-        ModelError: a method that is not supported.
-    """
-    if config.has("quantization_config"):
-        raise config.wrong("quantization_config", "no quantization")
-    return UNQUANTIZED
+    if entry.startswith(REGEX_PREFIX):
+        return re.match(entry.removeprefix(REGEX_PREFIX), name) is not None
+    if "*" in entry:
+        return fnmatchcase(name, entry) or fnmatchcase(name, f"{entry}.*")
+    return f".{entry.strip('.')}." in f".{name}."

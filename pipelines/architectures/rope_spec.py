@@ -63,17 +63,21 @@ def read_rope(
     max_position_embeddings: int,
     section: ConfigFile | None = None,
     is_interleaved: bool = False,
+    default_share: float = 1.0,
+    default_theta: float = 10000.0,
 ) -> RopeSpec:
     """Read `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (before it).
 
-    `section` is read instead where a model has several (Gemma 3).
+    `section` is read instead where a model has several (Gemma 3). `default_share` and
+    `default_theta` are what a missing `partial_rotary_factor` and `rope_theta` mean.
 
     Raises:
         ModelError: a parameter of the kind is missing or wrong, or the kind is unknown.
     """
     key = "rope_parameters" if config.has("rope_parameters") else "rope_scaling"
     rope = config.section(key) if section is None else section
-    share = rope.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
+    share = config.number("partial_rotary_factor", default_share)
+    share = rope.number("partial_rotary_factor", share)
     rotary_dim = int(head_dim * share)
     if not 2 <= rotary_dim <= head_dim or rotary_dim % 2:
         raise config.wrong("partial_rotary_factor", f"an even part of a head of {head_dim}")
@@ -82,7 +86,7 @@ def read_rope(
         rotary_dim=rotary_dim,
         is_interleaved=is_interleaved,
         max_position=max_position_embeddings,
-        theta=rope.number("rope_theta", config.number("rope_theta", 10000.0)),
+        theta=rope.number("rope_theta", config.number("rope_theta", default_theta)),
         original_max_position=config.integer(
             "original_max_position_embeddings",
             rope.integer("original_max_position_embeddings", max_position_embeddings),

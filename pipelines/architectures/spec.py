@@ -31,7 +31,8 @@ class ModelSpec:
     `lm_head` None: the embedding serves as head too. Logits are multiplied by `logit_scale`, then
     limited by `logit_soft_cap` (Gemma 2). `positions` is a learned row per position (GPT-2).
     Checkpoint tensors whose name begins with one of `ignored_weights` are left unread: they belong
-    to a part of the checkpoint that is not served.
+    to a part of the checkpoint that is not served. `renamed_weights`: prefixes that some checkpoints
+    have, and what they stand for; the other fields know only the latter.
     """
 
     architecture: str
@@ -51,7 +52,10 @@ class ModelSpec:
     eos_token_ids: tuple[int, ...]
     """Of config.json and generation_config.json together."""
     quant: QuantConfig = UNQUANTIZED
+    base_prefix: str = ""
+    """What checkpoints saved without a head leave off the names of all else."""
     ignored_weights: tuple[str, ...] = ()
+    renamed_weights: tuple[tuple[str, str], ...] = ()
 
     def end_token_ids(self, tokenizer_eos: int | None) -> tuple[int, ...]:
         """`eos_token_ids` and the tokenizer's own: fine-tuned models often declare only that."""
@@ -66,10 +70,11 @@ class ModelSpec:
     def tie_word_embeddings(self) -> bool:
         return self.lm_head is None
 
-    @property
-    def head_name(self) -> str:
-        """What a checkpoint calls the head if it repeats a tied one."""
-        return f"{self.lm_head.names[0]}.weight" if self.lm_head else "lm_head.weight"
+    def ignores(self, name: str) -> bool:
+        """Whether a checkpoint may have this tensor although nothing reads it."""
+        repeats_tied_head = self.tie_word_embeddings and name == "lm_head.weight"
+        is_ignored = name.startswith(self.ignored_weights)
+        return repeats_tied_head or is_ignored or name.endswith(self.quant.ignored_suffixes)
 
     @property
     def owners(self) -> tuple[WeightOwner, ...]:
@@ -98,7 +103,7 @@ class ModelSpec:
         for owner in self.owners:
             held = owner.device_bytes(self.quant, dtype, device_type)
             is_head = owner is self.embedding and self.tie_word_embeddings
-            share = 1.0 if is_head else owner.num_active_parameters / owner.num_parameters
+            share = 1.0 if is_head else owner.num_active_parameters / max(owner.num_parameters, 1)
             num_bytes += int(held * share)
         return num_bytes
 
@@ -150,11 +155,14 @@ class ModelSpec:
         Raises:
             ConfigError: float16 is asked for on a CPU.
         """
-        match requested:
-            case "float16" if device_type == "cpu":
-                raise ConfigError("dtype float16 is not served on a CPU: use bfloat16 or float32")
-            case "float32" | "bfloat16" | "float16":
-                return requested
-        if device_type == "cpu" and self.checkpoint_dtype == "float16":
-            return "float32"
-        return self.checkpoint_dtype
+        return serving_dtype(self.checkpoint_dtype, requested, device_type)
+
+
+def serving_dtype(checkpoint_dtype: Dtype, requested: str, device_type: str) -> Dtype:
+    """As `ModelSpec.serving_dtype`, for any model."""
+    match requested:
+        case "float16" if device_type == "cpu":
+            raise ConfigError("dtype float16 is not served on a CPU: use bfloat16 or float32")
+        case "float32" | "bfloat16" | "float16":
+            return requested
+    return "float32" if device_type == "cpu" and checkpoint_dtype == "float16" else checkpoint_dtype

@@ -54,6 +54,7 @@ class Ready(msgspec.Struct, tag="ready", array_like=True, frozen=True):
     dtype: str
     max_length: int
     num_pages: int
+    """Of all page groups."""
     page_size: int
     max_batch_size: int
     max_batch_input_tokens: int
@@ -63,6 +64,8 @@ class Ready(msgspec.Struct, tag="ready", array_like=True, frozen=True):
     """The memory plan for a person's eyes, several lines."""
     cpu_kernels: str = ""
     """On a CPU: the instruction set of the native kernels, or torch where they were not built."""
+    kv_cache_tokens: int = 0
+    """Tokens that the page group with the most pages holds."""
 
 
 class Fatal(msgspec.Struct, tag="fatal", array_like=True, frozen=True):
@@ -79,7 +82,8 @@ class EngineStats(msgspec.Struct, array_like=True, frozen=True):
     running: int = 0
     waiting: int = 0
     used_pages: int = 0
-    """Pages held by running contexts; cached pages that could be evicted do not count."""
+    """Pages of all groups held by running contexts; cached pages that could be evicted do not
+    count."""
     cached_pages: int = 0
     total_pages: int = 0
     prefix_query_tokens: int = 0
@@ -89,6 +93,8 @@ class EngineStats(msgspec.Struct, array_like=True, frozen=True):
     decode_tokens: int = 0
     steps: int = 0
     step_seconds: float = 0.0
+    kv_usage: float = 0.0
+    """Share of the pages that running contexts hold in the fullest page group, 0..1."""
 
 
 class StepOutput(msgspec.Struct, tag="step", array_like=True, frozen=True):

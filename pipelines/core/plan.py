@@ -21,15 +21,16 @@ CONSTRAINT_ERRORS = (NO_TOKEN_LEFT, GRAMMAR_TOO_SLOW)
 class PlanRow(msgspec.Struct, frozen=True, eq=False):
     """One context's part of a step: run `tokens[start : start + count]` of its history.
 
-    `pages` are the context's page ids in order, covering at least `start + count` tokens; a
-    reference to the scheduler's own list, not to be kept after the step. `samples` is true when
-    the row reaches the end of the history, so that its last position's logits give a new token.
+    `tables` has for each page group the context's page ids in order, covering at least
+    `start + count` tokens, page 0 where the group's window has passed; references to the
+    scheduler's own lists, not to be kept after the step. `samples` is true when the row reaches the
+    end of the history, so that its last position's logits give a new token.
     """
 
     context: TextContext
     start: int
     count: int
-    pages: list[int]
+    tables: list[list[int]]
     samples: bool
 
 
@@ -63,5 +64,5 @@ class ModelRunner(Protocol):
 
     def execute(self, plan: StepPlan) -> StepResult: ...
 
-    def scrub(self, pages: Sequence[int]) -> None:
-        """Zero pages that a failed row may have filled with NaN, before others get them."""
+    def scrub(self, pages: Sequence[Sequence[int]]) -> None:
+        """Zero the `pages` of each group that a failed row may have filled with NaN."""

@@ -3,12 +3,14 @@
 Owns the sums and how they are shown; the worker's log and `quire plan` print the same table.
 """
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 from quire.config.errors import ConfigError
 from quire.config.settings import ModelSettings
 from quire.pipelines.architectures.encodings import ITEM_BYTES
 from quire.pipelines.architectures.spec import ModelSpec
+from quire.pipelines.kv_cache.page_group import PageGroup, most_pages
 from quire.pipelines.kv_cache.params import KVCacheParams
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -33,15 +35,30 @@ class MemoryPlan:
     usable_bytes: int
     """The share of it that `device_memory_utilization` allows."""
     page_size: int
-    num_pages: int
+    groups: tuple[PageGroup, ...]
+    """In the order of `KVCacheParams.groups`."""
     max_length: int
+    max_chunk: int
+    """Tokens of a context in one step, at most."""
     notes: tuple[str, ...] = ()
     """Sentences on what the plan decided for the user."""
 
     @property
+    def num_pages(self) -> int:
+        """Of all groups."""
+        return sum(group.num_pages for group in self.groups)
+
+    @property
     def concurrency(self) -> float:
         """Contexts of `max_length` tokens whose pages exist at once."""
-        return self.num_pages / -(-self.max_length // self.page_size)
+        return self.concurrency_at(self.max_length)
+
+    def concurrency_at(self, length: int) -> float:
+        """Contexts of `length` tokens whose pages exist at once, while they are prefilled."""
+        return min(
+            group.num_pages / most_pages(group.window, length, self.page_size, self.max_chunk)
+            for group in self.groups
+        )
 
     def table(self) -> str:
         """The plan for a person's eyes: aligned rows, then the notes."""
@@ -51,12 +68,19 @@ class MemoryPlan:
             ("planned", format_bytes(planned)),
             ("usable", format_bytes(self.usable_bytes)),
             ("free on device", format_bytes(self.device_memory_bytes)),
-            ("pages", f"{self.num_pages} of {self.page_size} tokens"),
+            *(
+                (_name(group), f"{group.num_pages} of {self.page_size} tokens")
+                for group in self.groups
+            ),
             ("max length", f"{self.max_length} tokens"),
             ("concurrency", f"{self.concurrency:.1f} requests of max length"),
         ]
         width = max(len(name) for name, _ in lines)
         return "\n".join([*(f"{name:<{width}}  {value}" for name, value in lines), *self.notes])
+
+
+def _name(group: PageGroup) -> str:
+    return "pages" if group.window is None else f"pages, window {group.window}"
 
 
 def format_bytes(num_bytes: int) -> str:
@@ -80,17 +104,13 @@ def plan_memory(
     """Divide `device_memory_bytes`, what is free on the device now.
 
     Without `kv_cache_pages` or `kv_cache_memory` the pages are what fits, but at most twice what
-    `max_batch_size` contexts of `max_length` need: more would never be used.
+    `max_batch_size` contexts of `max_length` need: more would never be used. `kv_cache_pages` is
+    the number of the group in which a context needs most.
 
     Raises:
         ConfigError: the settings contradict each other or the model, or do not fit the memory.
     """
     length = _wanted_length(spec, settings)
-    if settings.max_batch_input_tokens < settings.page_size:
-        raise ConfigError(
-            f"max_batch_input_tokens {settings.max_batch_input_tokens} is less than "
-            f"page_size {settings.page_size}"
-        )
     params = KVCacheParams.of(
         spec,
         dtype=dtype,
@@ -109,21 +129,25 @@ def plan_memory(
             f"{settings.device_memory_utilization:g} allows of "
             f"{format_bytes(device_memory_bytes)} free"
         )
-    num_pages = _num_pages(settings, params, length, available)
-    notes: tuple[str, ...] = ()
-    if num_pages < params.pages_for(length):
-        length, notes = _shorten(settings, params, length, num_pages)
+    division = _Division(settings, params, available)
+    division.check(length)
+    notes = spec.quant.notes
+    if division.count(length) < max(division.needs(length)):
+        length, note = _shorten(division, length)
+        notes = (*notes, note)
+    pages = division.pages(length)
     return MemoryPlan(
         rows=(
             MemoryRow("weights", weights),
             MemoryRow("activations", activations),
-            MemoryRow("kv_cache", num_pages * params.bytes_per_page),
+            MemoryRow("kv_cache", division.num_bytes(pages)),
         ),
         device_memory_bytes=device_memory_bytes,
         usable_bytes=usable,
         page_size=settings.page_size,
-        num_pages=num_pages,
+        groups=tuple(map(PageGroup, pages, (group.window for group in params.groups))),
         max_length=length,
+        max_chunk=settings.max_batch_input_tokens,
         notes=notes,
     )
 
@@ -161,44 +185,112 @@ def _wanted_length(spec: ModelSpec, settings: ModelSettings) -> int:
     return settings.max_length
 
 
-def _num_pages(settings: ModelSettings, params: KVCacheParams, length: int, available: int) -> int:
-    fitting = available // params.bytes_per_page
-    if settings.kv_cache_pages is not None and settings.kv_cache_memory is not None:
-        raise ConfigError("kv_cache_pages and kv_cache_memory are both given; give one")
-    if settings.kv_cache_pages is not None:
-        given, num_pages = f"kv_cache_pages {settings.kv_cache_pages}", settings.kv_cache_pages
-    elif settings.kv_cache_memory is not None:
-        num_pages = settings.kv_cache_memory // params.bytes_per_page
-        given = f"kv_cache_memory {format_bytes(settings.kv_cache_memory)}"
-        if num_pages < 1:
+class _Division:
+    """How many pages each group gets: for as many contexts of one length as the memory holds.
+
+    Counted in pages of the group in which a context needs most; the others follow in the ratio of
+    needs. Each context counts as if it were prefilled, so contexts that are not, or are shorter,
+    leave room for more of them in the groups with a window.
+    """
+
+    def __init__(self, settings: ModelSettings, params: KVCacheParams, available: int) -> None:
+        self.settings = settings
+        self.params = params
+        self.available = available
+
+    def needs(self, length: int) -> tuple[int, ...]:
+        """Pages of each group that a context of `length` tokens needs to run alone."""
+        sizes = (self.params.page_size, self.settings.max_batch_input_tokens)
+        return tuple(most_pages(group.window, length, *sizes) for group in self.params.groups)
+
+    def pages(self, length: int) -> tuple[int, ...]:
+        """Of each group, for contexts of `length` tokens."""
+        return self._pages(length, self.count(length))
+
+    def _pages(self, length: int, count: int) -> tuple[int, ...]:
+        """As `pages`, where the greatest group has `count`."""
+        needs = self.needs(length)
+        most = max(needs)
+        return tuple(min(count, max(need, -(-count * need // most))) for need in needs)
+
+    def num_bytes(self, pages: tuple[int, ...]) -> int:
+        bytes_of = self.params.group_page_bytes
+        return sum(count * size for count, size in zip(pages, bytes_of, strict=True))
+
+    def fitting(self, length: int, num_bytes: int) -> int:
+        """Pages of the greatest group, such that all groups fit `num_bytes`."""
+        most = num_bytes // min(self.params.group_page_bytes)
+        return bisect_right(
+            range(1, most + 1), num_bytes, key=lambda n: self.num_bytes(self._pages(length, n))
+        )
+
+    def wanted(self, length: int) -> int:
+        """What the settings ask for, or else what could be of use."""
+        settings = self.settings
+        if settings.kv_cache_pages is not None:
+            return settings.kv_cache_pages
+        if settings.kv_cache_memory is not None:
+            return self.fitting(length, settings.kv_cache_memory)
+        contexts = settings.max_batch_size
+        tokens = -(-contexts * length // self.params.page_size)
+        return 2 * min(tokens, contexts * max(self.needs(length)))
+
+    def count(self, length: int) -> int:
+        """Pages of the greatest group for contexts of `length` tokens."""
+        return min(self.wanted(length), self.fitting(length, self.available))
+
+    def check(self, length: int) -> None:
+        """Raise ConfigError if the settings contradict each other or ask for too much."""
+        settings, params = self.settings, self.params
+        if settings.max_batch_input_tokens < settings.page_size:
+            raise ConfigError(
+                f"max_batch_input_tokens {settings.max_batch_input_tokens} is less than "
+                f"page_size {settings.page_size}"
+            )
+        if settings.kv_cache_pages is not None and settings.kv_cache_memory is not None:
+            raise ConfigError("kv_cache_pages and kv_cache_memory are both given; give one")
+        if settings.kv_cache_pages is not None:
+            given = f"kv_cache_pages {settings.kv_cache_pages}"
+        elif settings.kv_cache_memory is not None:
+            given = f"kv_cache_memory {format_bytes(settings.kv_cache_memory)}"
+        else:
+            return
+        wanted, fitting = self.wanted(length), self.fitting(length, self.available)
+        if wanted < 1:
             raise ConfigError(
                 f"{given} is less than one page of {format_bytes(params.bytes_per_page)}"
             )
-    else:
-        useful = 2 * -(-settings.max_batch_size * length // params.page_size)
-        return min(fitting, useful)
-    if num_pages > fitting:
-        raise ConfigError(
-            f"{given} is {num_pages} pages; after weights and activations {fitting} pages fit "
-            f"into device_memory_utilization {settings.device_memory_utilization:g} of the free "
-            "memory"
-        )
-    return num_pages
+        if wanted > fitting:
+            raise ConfigError(
+                f"{given} is {wanted} pages; after weights and activations {fitting} pages fit "
+                f"into device_memory_utilization {settings.device_memory_utilization:g} of the "
+                "free memory"
+            )
+
+    def longest(self, length: int) -> int:
+        """The most tokens, up to `length`, of a context that can run alone."""
+        page_size = self.params.page_size
+
+        def is_too_long(num_pages: int) -> bool:
+            tokens = num_pages * page_size
+            return max(self.needs(tokens)) > self.count(tokens)
+
+        most = -(-length // page_size)
+        return min(length, page_size * bisect_left(range(1, most + 1), True, key=is_too_long))
 
 
-def _shorten(
-    settings: ModelSettings, params: KVCacheParams, length: int, num_pages: int
-) -> tuple[int, tuple[str, ...]]:
-    """The length that fits `num_pages`, and the note that says so."""
-    fitting = num_pages * params.page_size
-    if settings.max_length is not None:
+def _shorten(division: _Division, length: int) -> tuple[int, str]:
+    """The length of which one context fits, and the note that says so."""
+    fitting, count = division.longest(length), division.count(length)
+    needed = max(division.needs(length))
+    if division.settings.max_length is not None:
         raise ConfigError(
-            f"one request of max_length {length} needs {params.pages_for(length)} pages of KV "
-            f"memory, {num_pages} are available: lower max_length to {fitting}, or raise "
+            f"one request of max_length {length} needs {needed} pages of KV "
+            f"memory, {count} are available: lower max_length to {fitting}, or raise "
             "kv_cache_pages, kv_cache_memory or device_memory_utilization"
         )
     note = (
         f"max_length is lowered from the model's {length} to {fitting}: "
-        f"{num_pages} pages of KV memory are available, {params.pages_for(length)} are needed"
+        f"{count} pages of KV memory are available, {needed} are needed"
     )
-    return fitting, (note,)
+    return fitting, note

@@ -21,7 +21,8 @@ class PageContent(NamedTuple):
 class PagePool:
     """Pages 0 .. num_pages - 1, each held by any number of contexts.
 
-    No page is reserved: kernels pad their tables with 0 but never read past a context's length.
+    No page is reserved: tables are padded with 0, but kernels never read past a context's length or
+    before its window.
     A free page is taken in this order: pages without known content, then the least recently freed.
 
     Raises:
@@ -96,6 +97,10 @@ class PagePool:
                     self._free.move_to_end(page, last=False)
                 else:
                     self._num_cached += 1
+
+    def page_of(self, digest: bytes) -> int | None:
+        """The page whose content has this digest."""
+        return self._page_of.get(digest)
 
     def find(self, content: PageContent) -> int | None:
         """The page that holds `content`; tokens are compared, so equal digests cannot mislead."""

@@ -1,15 +1,37 @@
 """The shape of the paged KV cache. No torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from quire.pipelines.architectures.encodings import ITEM_BYTES
 from quire.pipelines.architectures.parts import KVLayerSpec
 from quire.pipelines.architectures.spec import ModelSpec
 
 
+@dataclass(frozen=True, slots=True)
+class LayerGroup:
+    """Layers that keep the KV of the same tokens, the last `window` or all, and share page ids."""
+
+    window: int | None
+    layers: tuple[int, ...]
+
+
+def group_layers(layers: Sequence[KVLayerSpec]) -> tuple[LayerGroup, ...]:
+    """The page groups of a model: layers that keep all tokens first, then by window."""
+    windows = sorted({layer.window or 0 for layer in layers})
+    return tuple(
+        LayerGroup(
+            window or None,
+            tuple(i for i, layer in enumerate(layers) if (layer.window or 0) == window),
+        )
+        for window in windows
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class KVCacheParams:
-    """What one page holds: `page_size` tokens' keys and values of every layer.
+    """What one page holds: `page_size` tokens' keys and values of every layer of its group.
 
     `dtype` is a name (float32, bfloat16, float16); `layers` has what each layer caches.
     """
@@ -34,15 +56,20 @@ class KVCacheParams:
     def num_layers(self) -> int:
         return len(self.layers)
 
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes of one token's keys and values in all layers."""
-        return ITEM_BYTES[self.dtype] * sum(layer.numbers_per_token for layer in self.layers)
+    @cached_property
+    def groups(self) -> tuple[LayerGroup, ...]:
+        return group_layers(self.layers)
+
+    @cached_property
+    def group_page_bytes(self) -> tuple[int, ...]:
+        """Bytes of one page of each group."""
+        numbers = (
+            sum(self.layers[index].numbers_per_token for index in group.layers)
+            for group in self.groups
+        )
+        return tuple(self.page_size * ITEM_BYTES[self.dtype] * count for count in numbers)
 
     @property
     def bytes_per_page(self) -> int:
-        return self.page_size * self.bytes_per_token
-
-    def pages_for(self, num_tokens: int) -> int:
-        """Pages that hold `num_tokens` tokens."""
-        return -(-num_tokens // self.page_size)
+        """Bytes of a page in every layer."""
+        return sum(self.group_page_bytes)

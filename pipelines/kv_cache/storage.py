@@ -22,7 +22,7 @@ class LayerCache:
 
 
 class KVCacheStorage:
-    """The pages of every layer, zeroed.
+    """The pages of every layer, zeroed: `group_pages` of each group of `params`.
 
     On a CPU the system gives the memory when a page is first written.
 
@@ -30,30 +30,38 @@ class KVCacheStorage:
         RuntimeError: the device has not that much memory.
     """
 
-    def __init__(self, params: KVCacheParams, num_pages: int, device: torch.device) -> None:
+    def __init__(
+        self, params: KVCacheParams, group_pages: Sequence[int], device: torch.device
+    ) -> None:
         dtype: torch.dtype = getattr(torch, params.dtype)
 
-        def pages(num_heads: int, dim: int) -> torch.Tensor:
+        def pages(num_pages: int, num_heads: int, dim: int) -> torch.Tensor:
             shape = (num_pages, num_heads, params.page_size, dim)
             if device.type == "cpu" and dim:
                 return _lazy_zeros(shape, dtype)
             return torch.zeros(shape, dtype=dtype, device=device)
 
         self.params = params
-        self.num_pages = num_pages
+        pages_of = {
+            index: num_pages
+            for group, num_pages in zip(params.groups, group_pages, strict=True)
+            for index in group.layers
+        }
         self.layers = tuple(
             LayerCache(
-                pages(layer.num_heads, layer.key_dim), pages(layer.num_heads, layer.value_dim)
+                pages(pages_of[index], layer.num_heads, layer.key_dim),
+                pages(pages_of[index], layer.num_heads, layer.value_dim),
             )
-            for layer in params.layers
+            for index, layer in enumerate(params.layers)
         )
 
-    def scrub(self, pages: Sequence[int]) -> None:
-        """Zero `pages` in every layer: NaN in them would survive a mask that multiplies by 0."""
-        for layer in self.layers:
-            for cache in (layer.k, layer.v):
-                index = torch.tensor(list(pages), dtype=torch.int64, device=cache.device)
-                cache.index_fill_(0, index, 0)
+    def scrub(self, pages: Sequence[Sequence[int]]) -> None:
+        """Zero the `pages` of each group: NaN in them would survive a mask that multiplies by 0."""
+        for group, own in zip(self.params.groups, pages, strict=True):
+            for layer in (self.layers[index] for index in group.layers):
+                for cache in (layer.k, layer.v):
+                    index = torch.tensor(list(own), dtype=torch.int64, device=cache.device)
+                    cache.index_fill_(0, index, 0)
 
 
 def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

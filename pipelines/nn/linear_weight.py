@@ -15,10 +15,21 @@ Apply = Callable[[torch.Tensor], torch.Tensor]
 
 
 class LinearWeight(ABC):
-    """The matrix of one linear layer, [N, K] in meaning, on the host until `prepare`."""
+    """The matrix of one linear layer, [N, K] in meaning, on the host until `prepare`.
+
+    `weight_scale`, `weight_scale_2` and `input_scale` are what the encoding has of these.
+    """
 
     out_dim: int
     in_dim: int
+    weight_scale: torch.Tensor | None = None
+    weight_scale_2: torch.Tensor | None = None
+    input_scale: torch.Tensor | None = None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The matrix as it is stored."""
+        return self.dense()
 
     @classmethod
     @abstractmethod
@@ -28,6 +39,9 @@ class LinearWeight(ABC):
         """Of the tensors that `encoding.tensors` names, as the checkpoint stores them.
 
         `dtype` is that of the activations.
+
+        Raises:
+            ValueError: their numbers are not what the encoding says.
         """
 
     @classmethod
@@ -47,10 +61,24 @@ class LinearWeight(ABC):
     def dense(self) -> torch.Tensor:
         """The numbers, [N, K] in the dtype of the activations, on the host."""
 
+    def is_packed_on(self, device: torch.device) -> bool:
+        """Whether `device` computes with the weights as they are stored."""
+        return False
+
+    def apply_packed(self, bias_N: torch.Tensor | None, device: torch.device) -> Apply:
+        """Place the stored weights on `device`, whose kernels must keep rows exact.
+
+        Raises:
+            ConfigError: the device cannot compute with them.
+        """
+        raise AssertionError(f"{type(self).__name__} is never packed")
+
     def prepare(
         self, bias_N: torch.Tensor | None, device: torch.device, plans: TilePlans | None
     ) -> Apply:
         """Lay the weights out on `device`; with `plans` rows are exact (`prepare_linear`)."""
+        if self.is_packed_on(device):
+            return self.apply_packed(None if bias_N is None else bias_N.to(device), device)
         return prepare_linear(
             self.dense().to(device),
             None if bias_N is None else bias_N.to(device),
@@ -84,5 +112,13 @@ class DenseWeight(LinearWeight):
         return self._weight
 
 
-WEIGHT_KINDS: Mapping[type[Encoding], type[LinearWeight]] = {Encoding: DenseWeight}
-"""By encoding, the class that computes with it."""
+def finite_scale(name: str, scale: torch.Tensor) -> torch.Tensor:
+    """`scale` as contiguous float32.
+
+    Raises:
+        ValueError: a number of it is not finite.
+    """
+    scale = scale.float().contiguous()
+    if not scale.isfinite().all():
+        raise ValueError(f"{name}: expected finite numbers, found NaN or infinity")
+    return scale

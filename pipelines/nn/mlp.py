@@ -1,10 +1,13 @@
 """The feed-forward part of a transformer block."""
 
+from collections.abc import Iterable
+
 import torch
 
 from quire.kernels.activations import activation, gated_activation
 from quire.kernels.swish_glu import swish_glu
-from quire.pipelines.nn.linear import StackedLinear
+from quire.pipelines.nn.linear import StackedLinear, WeightSource
+from quire.pipelines.nn.sharding import ShardingStrategy
 
 
 class MLP:
@@ -16,6 +19,38 @@ class MLP:
         self.down = down
         self.activation_function = activation_function
         self.is_gated = len(up.out_dims) == 2
+
+    @property
+    def sharding_strategy(self) -> ShardingStrategy | None:
+        """`rowwise`: each device has a share of the inner numbers, and results are to be summed;
+        `replicate`: each device has the whole."""
+        return self.up.sharding_strategy
+
+    @sharding_strategy.setter
+    def sharding_strategy(self, strategy: ShardingStrategy) -> None:
+        if strategy.kind not in ("rowwise", "replicate"):
+            raise ValueError(f"an MLP is divided rowwise or replicated, not {strategy.kind}")
+        is_cut = strategy.kind == "rowwise"
+        self.up.sharding_strategy = strategy
+        self.down.sharding_strategy = (
+            ShardingStrategy.columnwise(strategy.num_devices) if is_cut else strategy
+        )
+
+    def shard(self, devices: Iterable[torch.device]) -> list["MLP"]:
+        """The parts of this layer, one per device, none of them loaded.
+
+        Raises:
+            ValueError: as of `Linear.shard`.
+        """
+        places = list(devices)
+        pairs = zip(self.up.shard(places), self.down.shard(places), strict=True)
+        return [MLP(up, down, self.activation_function) for up, down in pairs]
+
+    def load(self, weights: WeightSource) -> "MLP":
+        """Read the weights and place them; returns the layer."""
+        self.up.load(weights)
+        self.down.load(weights)
+        return self
 
     def __call__(self, x_TC: torch.Tensor) -> torch.Tensor:
         return self.down(self._activate(self.up(x_TC)))

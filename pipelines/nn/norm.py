@@ -50,6 +50,36 @@ class RMSNorm:
         )
 
 
+class HeadLayerNorm:
+    """A layer norm of each of the first H heads of a row, each with its own weight and bias.
+
+    Args:
+        weight_HD: in the dtype of activations.
+        bias_HD: as `weight_HD`, or None.
+        epsilon: as of `kernels.layer_norm`.
+    """
+
+    def __init__(
+        self, weight_HD: torch.Tensor, bias_HD: torch.Tensor | None, epsilon: float
+    ) -> None:
+        self.weight = weight_HD.float()
+        self.bias = None if bias_HD is None else bias_HD.float()
+        self.epsilon = epsilon
+        self._ones = torch.ones_like(self.weight[0])
+
+    def __call__(self, x_TN: torch.Tensor) -> torch.Tensor:
+        """[T, N] in the dtype of x, N at least H * D; what lies behind H * D is left as it is."""
+        num_heads, head_dim = self.weight.shape
+        width = num_heads * head_dim
+        # One row per head, and rounded only after the weight: the kernel has one weight for all.
+        rows = x_TN[:, :width].reshape(-1, head_dim).float()
+        normed, _ = layer_norm(rows, self._ones, None, self.epsilon)
+        normed = normed.view(-1, num_heads, head_dim) * self.weight
+        if self.bias is not None:
+            normed = normed + self.bias
+        return torch.cat([normed.flatten(1).to(x_TN.dtype), x_TN[:, width:]], dim=-1)
+
+
 class LayerNorm:
     """Layer norm over the hidden dimension (https://arxiv.org/abs/1607.06450)."""
 

@@ -42,6 +42,11 @@ class ShardingStrategy:
         return cls("heads", num_devices, tuple(count * head_dim for count in heads), head_dim)
 
     @property
+    def cuts_rows(self) -> bool:
+        """Whether a device has some of the outputs only."""
+        return self.kind in ("rowwise", "heads")
+
+    @property
     def is_summed(self) -> bool:
         """Whether the devices' results are to be added up."""
         return self.kind == "columnwise"
@@ -52,7 +57,7 @@ class ShardingStrategy:
         Raises:
             ValueError: they cannot be divided evenly.
         """
-        if self.kind in ("replicate", "columnwise"):
+        if not self.cuts_rows:
             return (slice(0, out_dim),)
         sizes = self.parts or tuple(parts) or (out_dim,)
         starts = accumulate(sizes, initial=0)

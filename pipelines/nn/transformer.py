@@ -9,11 +9,12 @@ from quire.kernels.ragged_batch import RaggedBatch
 from quire.pipelines.architectures.parts import LayerSpec
 from quire.pipelines.architectures.rope_spec import RopeSpec
 from quire.pipelines.architectures.spec import ModelSpec
+from quire.pipelines.kv_cache.params import group_layers
 from quire.pipelines.kv_cache.storage import LayerCache
 from quire.pipelines.nn.attention import Attention
+from quire.pipelines.nn.chunked_batch import ChunkedBatches
 from quire.pipelines.nn.embedding import Embedding
 from quire.pipelines.nn.linear_weight import Apply
-from quire.pipelines.nn.mlp import MLP
 from quire.pipelines.nn.norm import Norm
 
 
@@ -24,12 +25,13 @@ class TransformerBlock:
     """
 
     def __init__(
-        self, spec: LayerSpec, attention: Attention, mlp: MLP, norms: Mapping[str, Norm]
+        self, spec: LayerSpec, attention: Attention, mlp: Apply, norms: Mapping[str, Norm]
     ) -> None:
         self.attention = attention
         self.mlp = mlp
         self.rope = spec.attention.rope
         self.window = spec.attention.kv_layer.window
+        self.chunk_size = spec.attention.chunk_size
         self._is_parallel = spec.is_parallel
         self._multiplier = spec.residual_multiplier
         self._norms = norms
@@ -91,6 +93,11 @@ class Transformer:
         self.blocks = tuple(blocks)
         self.norm = norm
         self.lm_head = lm_head
+        self._group_of = {
+            layer: index
+            for index, group in enumerate(group_layers(spec.kv_layers))
+            for layer in group.layers
+        }
         self._tables = tables
         self._positions = positions
         self._vocab_size = spec.vocab_size
@@ -100,20 +107,20 @@ class Transformer:
     def __call__(
         self,
         tokens_T: torch.Tensor,
-        batch: RaggedBatch,
+        batches: Sequence[RaggedBatch],
         caches: Sequence[LayerCache],
         logit_rows_S: torch.Tensor,
     ) -> torch.Tensor:
         """Run a step: write its KV into `caches`, one per layer.
 
-        `tokens_T` int32. Returns the logits of the tokens at `logit_rows_S` (int64), fp32 [S, V];
+        `tokens_T` int32. `batches`: of each page group (`group_layers`). Returns the logits of the tokens at `logit_rows_S` (int64), fp32 [S, V];
         S may be 0.
         """
         if logit_rows_S.numel() == 0:
-            self._blocks(tokens_T, batch, caches)
+            self._blocks(tokens_T, batches, caches)
             empty = (0, self._vocab_size)
             return torch.empty(empty, dtype=torch.float32, device=tokens_T.device)
-        return self.head(self.hidden_states(tokens_T, batch, caches, logit_rows_S))
+        return self.head(self.hidden_states(tokens_T, batches, caches, logit_rows_S))
 
     def head(self, hidden_SC: torch.Tensor) -> torch.Tensor:
         """The logits of what `hidden_states` gave, fp32 [S, V]."""
@@ -128,25 +135,30 @@ class Transformer:
     def hidden_states(
         self,
         tokens_T: torch.Tensor,
-        batch: RaggedBatch,
+        batches: Sequence[RaggedBatch],
         caches: Sequence[LayerCache],
         rows_S: torch.Tensor,
     ) -> torch.Tensor:
         """As a call, but what the logits are made of: [S, C] after the last norm."""
-        x_TC, residual_TC = self._blocks(tokens_T, batch, caches)
+        x_TC, residual_TC = self._blocks(tokens_T, batches, caches)
         residual_SC = None if residual_TC is None else residual_TC[rows_S]
         return self.norm(x_TC[rows_S], residual_SC)[0]
 
     def _blocks(
-        self, tokens_T: torch.Tensor, batch: RaggedBatch, caches: Sequence[LayerCache]
+        self, tokens_T: torch.Tensor, batches: Sequence[RaggedBatch], caches: Sequence[LayerCache]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         x_TC: torch.Tensor = self.embedding(tokens_T)
         if self._positions is not None:
-            x_TC = x_TC + self._positions[batch.positions.long()]
+            x_TC = x_TC + self._positions[batches[0].positions.long()]
         residual_TC: torch.Tensor | None = None
-        plans = self._decode_plans(batch)
-        for block, cache in zip(self.blocks, caches, strict=True):
+        plans = self._decode_plans(batches[0])
+        chunked = ChunkedBatches(batches)
+        for layer, (block, cache) in enumerate(zip(self.blocks, caches, strict=True)):
             table, plan = self._tables[block.rope], plans.get(block.window)
+            group = self._group_of[layer]
+            batch = batches[group]
+            if block.chunk_size is not None:
+                batch, plan = chunked.find(group, block.chunk_size, cache.k.shape[2])
             x_TC, residual_TC = block(x_TC, residual_TC, table, cache, batch, plan)
         return x_TC, residual_TC
 

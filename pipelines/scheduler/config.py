@@ -2,16 +2,19 @@
 
 from dataclasses import dataclass
 
+from quire.pipelines.kv_cache.page_group import PageGroup
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
     """Limits of one replica.
 
     Raises:
-        ValueError: a limit is below 1, or a step cannot hold one page of a prompt.
+        ValueError: a limit is below 1, there are no pages, or a step cannot hold one page of a
+            prompt.
     """
 
-    num_pages: int
+    page_groups: tuple[PageGroup, ...]
     page_size: int
     """Tokens in one page; prompts are cut at its multiples."""
     max_batch_size: int
@@ -23,7 +26,9 @@ class SchedulerConfig:
     enable_prefix_caching: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("num_pages", "page_size", "max_batch_size", "max_length"):
+        if not self.page_groups:
+            raise ValueError("page_groups must not be empty")
+        for name in ("page_size", "max_batch_size", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.max_batch_input_tokens < self.page_size:
@@ -31,6 +36,16 @@ class SchedulerConfig:
                 f"max_batch_input_tokens must be at least page_size ({self.page_size}), "
                 f"not {self.max_batch_input_tokens}"
             )
+
+    @property
+    def num_pages(self) -> int:
+        """Of all groups."""
+        return sum(group.num_pages for group in self.page_groups)
+
+    @property
+    def kv_cache_tokens(self) -> int:
+        """Tokens that the group with the most pages holds."""
+        return self.page_size * max(group.num_pages for group in self.page_groups)
 
     @property
     def max_running(self) -> int:

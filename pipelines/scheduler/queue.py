@@ -3,7 +3,7 @@
 import heapq
 
 from quire.pipelines.core.context import TextContext
-from quire.pipelines.kv_cache.prefix_cache import PageChain
+from quire.pipelines.kv_cache.manager import HeldPages
 
 AGING_SECONDS_PER_LEVEL = 5.0
 """How much longer a context waits, relative to others, per level of `priority`."""
@@ -17,19 +17,16 @@ class ScheduledContext:
     enough after a context comes behind it, so nobody starves.
     """
 
-    __slots__ = ("chain", "committed", "context", "order", "pages", "queue_seconds", "received")
+    __slots__ = ("context", "held", "order", "queue_seconds", "received")
 
     def __init__(
-        self, context: TextContext, received: float, arrival: int, chain: PageChain
+        self, context: TextContext, received: float, arrival: int, held: HeldPages
     ) -> None:
         self.context = context
         self.received = received
         self.order = (received + context.priority * AGING_SECONDS_PER_LEVEL, arrival)
-        self.chain = chain
-        self.pages: list[int] = []
-        """Empty exactly while the context waits."""
-        self.committed = 0
-        """Leading pages already offered to the prefix cache."""
+        self.held = held
+        """Its capacity is 0 exactly while the context waits."""
         self.queue_seconds = 0.0
         """Time from receipt to first schedule."""
 

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.messages import EngineStats
 from quire.pipelines.core.plan import PlanRow, StepPlan, StepResult
-from quire.pipelines.kv_cache.page_pool import PagePool
-from quire.pipelines.kv_cache.prefix_cache import PrefixCache
+from quire.pipelines.kv_cache.manager import PagedKVCacheManager
 from quire.pipelines.scheduler.config import SchedulerConfig
 from quire.pipelines.scheduler.queue import ScheduledContext, WaitingQueue
 from quire.pipelines.scheduler.step_rows import StepRows
@@ -30,15 +29,15 @@ class Scheduler:
         """Contexts submitted again while live."""
         self.ignored_aborts = 0
         """Aborts of contexts that were not live."""
-        self._pool = PagePool(config.num_pages)
-        self._cache = PrefixCache(
-            self._pool, config.page_size, enabled=config.enable_prefix_caching
+        self._kv = PagedKVCacheManager(
+            config.page_groups,
+            page_size=config.page_size,
+            max_chunk=config.max_batch_input_tokens,
+            enable_prefix_caching=config.enable_prefix_caching,
         )
         self._waiting = WaitingQueue()
         self._running: dict[int, ScheduledContext] = {}
         self._arrivals = 0
-        self._suspect_pages: set[int] = set()
-        self._pages_to_scrub: list[int] = []
         self._prefix_query_tokens = 0
         self._prefix_hit_tokens = 0
         self._preemptions = 0
@@ -61,15 +60,15 @@ class Scheduler:
             return
         self._check_fits(context)
         context.reset()
-        chain = self._cache.new_chain(context.cache_salt)
-        self._waiting.push(ScheduledContext(context, now, self._arrivals, chain))
+        held = self._kv.new_context(context.cache_salt)
+        self._waiting.push(ScheduledContext(context, now, self._arrivals, held))
         self._arrivals += 1
 
     def abort(self, request_ids: Iterable[int]) -> None:
         """Drop contexts wherever they are and free their pages; unknown ids are counted."""
         for request_id in request_ids:
             if request_id in self._running:
-                self._release(self._running.pop(request_id))
+                self._kv.release(self._running.pop(request_id).held)
             elif request_id in self._waiting:
                 self._waiting.remove(request_id)
             else:
@@ -77,9 +76,11 @@ class Scheduler:
 
     def plan(self, now: float) -> StepPlan | None:
         """What to run next; None when there is nothing to run."""
-        decodes, prefills = self._secure_decode_pages()
+        decodes, prefills = self._secure_pages()
         rows = [
-            PlanRow(entry.context, entry.context.tokens.processed_length, 1, entry.pages, True)
+            PlanRow(
+                entry.context, entry.context.tokens.processed_length, 1, entry.held.tables, True
+            )
             for entry in decodes
         ]
         budget = self.config.max_batch_input_tokens - len(rows)
@@ -127,22 +128,22 @@ class Scheduler:
             index += row.samples
         return output
 
-    def take_pages_to_scrub(self) -> list[int]:
-        """Free pages that a failed row may have left NaN in; each is handed out once.
+    def take_pages_to_scrub(self) -> list[list[int]]:
+        """Per page group, free pages that a failed row may have left NaN in; each is handed out once.
 
-        The caller zeroes them before the next plan runs.
+        The caller zeroes them before the next plan runs. Empty if there are none.
         """
-        pages, self._pages_to_scrub = self._pages_to_scrub, []
-        return pages
+        return self._kv.take_pages_to_scrub()
 
     def stats(self) -> EngineStats:
         """All but the times, which the scheduler does not know."""
         return EngineStats(
             running=len(self._running),
             waiting=len(self._waiting),
-            used_pages=self._pool.num_used,
-            cached_pages=self._pool.num_cached,
-            total_pages=self._pool.num_pages,
+            used_pages=self._kv.num_used,
+            cached_pages=self._kv.num_cached,
+            total_pages=self._kv.num_pages,
+            kv_usage=self._kv.usage,
             prefix_query_tokens=self._prefix_query_tokens,
             prefix_hit_tokens=self._prefix_hit_tokens,
             preemptions=self._preemptions,
@@ -153,7 +154,7 @@ class Scheduler:
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached page; running contexts keep theirs."""
-        self._cache.reset()
+        self._kv.forget_all()
 
     def check_integrity(self) -> None:
         """Between steps: compare pages, counts and lengths of everything that is live.
@@ -161,7 +162,9 @@ class Scheduler:
         Raises:
             RuntimeError: they do not agree.
         """
-        self._pool.check_integrity(entry.pages for entry in self._running.values())
+        self._kv.check_integrity(
+            (entry.held, entry.context.tokens.processed_length) for entry in self._running.values()
+        )
         if len(self._running) > self.config.max_running:
             raise RuntimeError(f"{len(self._running)} contexts run, {self.config.max_running} may")
         for request_id, entry in self._running.items():
@@ -170,8 +173,6 @@ class Scheduler:
                 raise RuntimeError(f"context {request_id} runs, and waits or has ended")
             if tokens.pending_length or not 0 < tokens.active_length <= len(tokens):
                 raise RuntimeError(f"context {request_id} has a wrong active window")
-            if tokens.processed_length > len(entry.pages) * self.config.page_size:
-                raise RuntimeError(f"context {request_id} has too few pages")
 
     def _check_fits(self, context: TextContext) -> None:
         tokens = context.tokens
@@ -183,43 +184,38 @@ class Scheduler:
                 f"max_length is {self.config.max_length}"
             )
         # The last token is sampled but never run, so it needs no KV.
-        pages = self._pages_for(tokens.prompt_length + context.max_new_tokens - 1)
-        if pages > self.config.num_pages:
-            raise ValueError(
-                f"the request needs {pages} pages of KV memory; there are {self.config.num_pages}"
-            )
+        self._kv.check_fits(tokens.prompt_length + context.max_new_tokens - 1)
 
-    def _pages_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.config.page_size)
-
-    def _secure_decode_pages(self) -> tuple[list[ScheduledContext], list[ScheduledContext]]:
-        """Running contexts that decode, each with room for its token, and those that prefill."""
+    def _secure_pages(self) -> tuple[list[ScheduledContext], list[ScheduledContext]]:
+        """Running contexts that decode and those that prefill, each with pages for its step."""
         decodes, prefills, needy = [], [], []
-        page_size = self.config.page_size
         for entry in self._running.values():
             tokens = entry.context.tokens
             if tokens.active_length > 1:
                 prefills.append(entry)
+                if len(tokens) > entry.held.capacity:
+                    needy.append(entry)
                 continue
             decodes.append(entry)
-            if tokens.processed_length == len(entry.pages) * page_size:
+            if tokens.processed_length == entry.held.capacity:
                 needy.append(entry)
-        if len(needy) <= self._pool.num_free:
-            for entry in needy:
-                entry.pages += self._pool.allocate(1)
-            return decodes, prefills
+        preemptions = self._preemptions
         for entry in sorted(needy, key=lambda entry: entry.order):
+            tokens = entry.context.tokens
             # Without pages it was preempted for an older one.
-            while entry.pages and self._pool.num_free == 0:
+            while entry.held.capacity and not self._kv.extend(
+                entry.held, tokens.processed_length, len(tokens)
+            ):
                 self._preempt(max(self._running.values(), key=lambda running: running.order))
-            if entry.pages:
-                entry.pages += self._pool.allocate(1)
-        return [entry for entry in decodes if entry.pages], [e for e in prefills if e.pages]
+        if self._preemptions > preemptions:
+            decodes = [entry for entry in decodes if entry.held.capacity]
+            prefills = [entry for entry in prefills if entry.held.capacity]
+        return decodes, prefills
 
     def _preempt(self, entry: ScheduledContext) -> None:
         """Back to the queue, to its old place; full pages stay cached while memory lasts."""
         del self._running[entry.context.request_id]
-        self._release(entry)
+        self._kv.release(entry.held)
         entry.context.reset()
         self._waiting.push(entry)
         self._preemptions += 1
@@ -238,7 +234,7 @@ class Scheduler:
         if count:
             tokens.chunk(count)
             row = PlanRow(
-                entry.context, tokens.processed_length, count, entry.pages, count == remaining
+                entry.context, tokens.processed_length, count, entry.held.tables, count == remaining
             )
             rows.append(row)
         return count
@@ -246,7 +242,8 @@ class Scheduler:
     def _admit_first(self, now: float, budget: int) -> ScheduledContext | None:
         """Start the first waiting context if the batch, the step and the pages have room for it.
 
-        One page per running context stays free, so that what starts is not preempted at once.
+        One page per running context stays free in every group, so that what starts is not
+        preempted at once.
         """
         if budget == 0 or not self._waiting or len(self._running) >= self.config.max_running:
             return None
@@ -254,24 +251,17 @@ class Scheduler:
         tokens = entry.context.tokens
         # Cached pages say nothing of the logits that go with them.
         runs_whole = entry.context.params.prompt_logprobs is not None
-        hits = [] if runs_whole else self._cache.match(entry.chain, tokens.all)
-        if not self._chunk(len(tokens) - len(hits) * self.config.page_size, budget):
+        hits = self._kv.no_match() if runs_whole else self._kv.match(entry.held, tokens.all)
+        hit_tokens = len(hits[0]) * self.config.page_size
+        if not self._chunk(len(tokens) - hit_tokens, budget):
             return None
-        num_new_pages = self._pages_for(len(tokens)) - len(hits)
-        num_free = self._pool.num_free - sum(self._pool.is_free(page) for page in hits)
-        if num_new_pages + len(self._running) > num_free:
+        if not self._kv.start(entry.held, hits, len(tokens), num_spare=len(self._running)):
             return None
-        self._start(self._waiting.pop_first(), hits, num_new_pages, now)
+        self._start(self._waiting.pop_first(), hit_tokens, now)
         return entry
 
-    def _start(
-        self, entry: ScheduledContext, hits: list[int], num_new_pages: int, now: float
-    ) -> None:
-        self._pool.retain(hits)
-        entry.pages = hits + self._pool.allocate(num_new_pages)
-        entry.committed = len(hits)
+    def _start(self, entry: ScheduledContext, hit_tokens: int, now: float) -> None:
         context = entry.context
-        hit_tokens = len(hits) * self.config.page_size
         context.tokens.skip_processing(hit_tokens)
         if context.cached_prefix_length is None:
             context.cached_prefix_length = min(hit_tokens, context.tokens.prompt_length)
@@ -287,30 +277,17 @@ class Scheduler:
         output.append(context, token, entry.queue_seconds)
         if context.is_done:
             del self._running[context.request_id]
-            self._release(entry)
+            self._kv.release(entry.held)
 
     def _commit(self, entry: ScheduledContext) -> None:
-        """Offer pages that became full to the prefix cache."""
+        """Tell the cache of pages that became full."""
         tokens = entry.context.tokens
         written = tokens.processed_length
-        if written >= (entry.committed + 1) * self.config.page_size:
-            entry.committed = self._cache.commit(
-                entry.chain, tokens.all[:written], entry.pages, entry.committed
-            )
+        if written >= (entry.held.committed + 1) * self.config.page_size:
+            self._kv.advance(entry.held, tokens.all[:written])
 
     def _fail(self, entry: ScheduledContext, reason: str, output: StepRows) -> None:
         """End a context whose KV is not to be trusted: nothing it read or wrote is found again."""
         output.append_failed(entry.context, reason, entry.queue_seconds)
         del self._running[entry.context.request_id]
-        self._pool.forget(entry.pages)
-        self._suspect_pages.update(entry.pages)
-        self._release(entry)
-
-    def _release(self, entry: ScheduledContext) -> None:
-        pages, entry.pages = entry.pages, []
-        self._pool.release(pages)
-        if self._suspect_pages:
-            # A suspect page that others share is scrubbed when the last of them lets go.
-            scrub = [p for p in pages if p in self._suspect_pages and self._pool.is_free(p)]
-            self._suspect_pages.difference_update(scrub)
-            self._pages_to_scrub += scrub
+        self._kv.fail(entry.held)

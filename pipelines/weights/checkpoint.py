@@ -1,37 +1,109 @@
 """Opens a model's checkpoint and checks it against what the model needs, before a weight is read."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
-from quire.config.errors import ModelError
+from quire.config.errors import ConfigError, ModelError
+from quire.config.settings import LoadFormat
 from quire.pipelines.architectures.encodings import TensorSpec
-from quire.pipelines.architectures.spec import ModelSpec
+from quire.pipelines.weights.formats import WeightsFormat, format_of, weights_format
+from quire.pipelines.weights.gguf_file import is_gguf
+from quire.pipelines.weights.gguf_weights import GGUFWeights
+from quire.pipelines.weights.pytorch_weights import PytorchWeights
+from quire.pipelines.weights.random_weights import RandomWeights
 from quire.pipelines.weights.safetensors_weights import (
     INDEX_FILE,
     SINGLE_FILE,
+    TORCH_DTYPES,
     SafetensorWeights,
 )
 from quire.pipelines.weights.tensor_entry import TensorEntry
 from quire.pipelines.weights.weights import Weights
 
+logger = logging.getLogger(__name__)
+
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
 """A buffer that old transformers saved; the rotary table is computed from config.json."""
 
 
-def load_weights(folder: Path) -> Weights:
-    """The checkpoint in `folder`, its files checked.
+class WeightTable(Protocol):
+    """What a model's spec says of its weights."""
+
+    @property
+    def architecture(self) -> str: ...
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        """Checkpoint name to what is expected there."""
+        ...
+
+    def ignores(self, name: str) -> bool:
+        """Whether a checkpoint may have this tensor although nothing reads it."""
+        ...
+
+
+def load_weights(
+    path: Path,
+    spec: WeightTable | None = None,
+    load_format: LoadFormat = "auto",
+    progress: Callable[[str, float], None] = lambda phase, fraction: None,
+) -> Weights:
+    """The checkpoint at `path`, a folder or file, its files checked.
+
+    `auto` reads safetensors, or GGUF where there are none, and refuses pickles. `random` needs no
+    file, but `spec`. `progress` gets ("convert", fraction 0..1) while pickles are converted.
 
     Raises:
-        ModelError: there is none, or a file is damaged.
+        ModelError: there is none of that format, or a file is damaged.
+        ConfigError: `random` without `spec`.
     """
-    if SafetensorWeights.is_in(folder):
-        return SafetensorWeights(folder)
-    pickled = sorted(path.name for path in folder.glob("*.bin"))
-    others = f"; {pickled[0]} is a pickle, which can run code: convert it" if pickled else ""
-    raise ModelError(f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}, found neither{others}")
+    if load_format == "random":
+        if spec is None:
+            raise ConfigError(
+                "load_format: weights are made up for decoders only, not for encoders"
+            )
+        return RandomWeights(path, spec.tensors(), TORCH_DTYPES)
+    match _choose_format(path, load_format):
+        case WeightsFormat.safetensors:
+            return SafetensorWeights(path)
+        case WeightsFormat.pytorch:
+            return PytorchWeights(path, progress)
+        case WeightsFormat.gguf:
+            if not is_gguf(path):
+                raise ModelError(f"{path}: a folder with GGUF files; give the .gguf file itself")
+            return GGUFWeights(path)
 
 
-def match_weights(weights: Weights, spec: ModelSpec) -> list[str]:
+def _choose_format(path: Path, load_format: LoadFormat) -> WeightsFormat:
+    if path.is_file():
+        found = [weights_format([path])]
+    else:
+        named = {found for file in path.iterdir() if (found := format_of(file))}
+        if not SafetensorWeights.is_in(path):
+            named.discard(WeightsFormat.safetensors)
+        found = [kind for kind in WeightsFormat if kind in named]
+    if load_format != "auto":
+        wanted = WeightsFormat(load_format)
+        if wanted not in found:
+            there = " and ".join(kind.value for kind in found) or "none"
+            raise ModelError(f"{path}: load_format: expected {load_format} weights, found {there}")
+        return wanted
+    if len(found) > 1:
+        others = ", ".join(kind.value for kind in found[1:])
+        logger.info("reading %s weights; %s has %s too", found[0].value, path, others)
+    if not found or found[0] is WeightsFormat.pytorch:
+        pickles = [file.name for file in path.iterdir() if format_of(file)] if found else []
+        others = (
+            f"; {min(pickles)} is a pickle, which can run code: --load-format pytorch converts it"
+            if pickles
+            else ""
+        )
+        raise ModelError(f"{path}: expected {SINGLE_FILE} or {INDEX_FILE}, found neither{others}")
+    return found[0]
+
+
+def match_weights(weights: Weights, spec: WeightTable) -> list[str]:
     """The names of the weights that `spec` needs and `weights` has, in the order of use.
 
     Raises:
@@ -48,17 +120,16 @@ def match_weights(weights: Weights, spec: ModelSpec) -> list[str]:
                 )
         elif entry.dtype not in tensor.dtypes:
             raise entry.wrong(f"dtype {', '.join(tensor.dtypes)}", entry.dtype)
-        elif entry.shape != tensor.shape:
+        elif entry.shape not in (tensor.shape, *tensor.other_shapes):
             raise entry.wrong(f"shape {list(tensor.shape)}", f"{list(entry.shape)}")
     _refuse_others(weights.entries, expected, spec)
     return [name for name in expected if name in weights.entries]
 
 
 def _refuse_others(
-    found: Mapping[str, TensorEntry], expected: Mapping[str, TensorSpec], spec: ModelSpec
+    found: Mapping[str, TensorEntry], expected: Mapping[str, TensorSpec], spec: WeightTable
 ) -> None:
     for name, entry in found.items():
-        is_tied_head = name == spec.head_name and spec.tie_word_embeddings
-        is_ignored = name.endswith(_IGNORED_SUFFIX) or name.startswith(spec.ignored_weights)
-        if name not in expected and not is_tied_head and not is_ignored:
+        is_ignored = name.endswith(_IGNORED_SUFFIX) or spec.ignores(name)
+        if name not in expected and not is_ignored:
             raise entry.wrong(f"no such tensor in {spec.architecture}", f"{list(entry.shape)}")

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from quire.kernels.gguf.encodings import ENCODINGS
+from quire.pipelines.weights.gguf_blocks import dequantize_rows
 from quire.pipelines.weights.weights import Weights
 
 
@@ -39,11 +41,19 @@ class WeightLoader:
         Raises:
             ModelError: it cannot be read, or is not finite.
         """
-        tensor = self.host(name).to(self.dtype)
+        stored = self._weights.entries[name].dtype
+        tensor = self.host(name)
+        # An embedding of GGUF's is in blocks; a row of it is wanted as numbers.
+        is_packed = stored in ENCODINGS
+        tensor = dequantize_rows(tensor, stored, self.dtype) if is_packed else tensor.to(self.dtype)
+        self.check_finite(name, tensor)
+        return tensor.to(self.device)
+
+    def check_finite(self, name: str, tensor: torch.Tensor) -> None:
+        """Raise ModelError unless the numbers made of the weight `name` are finite."""
         if not _is_finite(tensor):
             entry = self._weights.entries[name]
             raise entry.wrong(f"finite values as {self.dtype}", "NaN or infinity")
-        return tensor.to(self.device)
 
     def host(self, name: str) -> torch.Tensor:
         """The weight `name` as it is stored, on the host.

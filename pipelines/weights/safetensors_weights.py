@@ -57,6 +57,8 @@ class SafetensorWeights:
         if entry.dtype not in TORCH_DTYPES:
             raise entry.wrong(f"dtype {', '.join(TORCH_DTYPES)}", entry.dtype)
         stored = TORCH_DTYPES[entry.dtype]
+        if not entry.num_bytes:
+            return torch.empty(entry.shape, dtype=stored)
         return torch.from_numpy(read_bytes(entry)).view(stored).view(entry.shape)
 
 

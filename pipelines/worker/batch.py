@@ -1,6 +1,6 @@
 """From a step plan to the tensors of a step; the only place that knows their layout."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from quire.pipelines.core.plan import StepPlan
 @dataclass(frozen=True, slots=True)
 class StepInputs:
     """What the model takes: `tokens` int32 [T]; `logit_rows` int64 [S], the last token of each
-    row that samples, in plan order."""
+    row that samples, in plan order. The batches of the page groups differ in `lookup_table` and
+    `slots` alone."""
 
     tokens: torch.Tensor
-    batch: RaggedBatch
+    batches: tuple[RaggedBatch, ...]
     logit_rows: torch.Tensor
 
 
@@ -34,22 +35,29 @@ def build_inputs(plan: StepPlan, page_size: int, device: torch.device) -> StepIn
 
     num_pages = -(-ends // page_size)
     tokens = np.empty(offsets[-1], dtype=np.int32)
-    lookup_table = np.zeros((len(plan.rows), int(num_pages.max())), dtype=np.int32)
+    shape = (len(plan.rows[0].tables), len(plan.rows), int(num_pages.max()))
+    lookup_tables = np.zeros(shape, dtype=np.int32)
     for index, row in enumerate(plan.rows):
         needed = int(num_pages[index])
-        if len(row.pages) < needed or len(row.context.tokens) < ends[index]:
+        given = min(map(len, row.tables))
+        if given < needed or len(row.context.tokens) < ends[index]:
             raise ValueError(
                 f"context {row.context.request_id}: tokens up to {ends[index]} need {needed} "
-                f"pages, {len(row.pages)} given, and a history of {len(row.context.tokens)}"
+                f"pages, {given} given, and a history of {len(row.context.tokens)}"
             )
         tokens[offsets[index] : offsets[index + 1]] = row.context.tokens.all[
             row.start : ends[index]
         ]
-        lookup_table[index, :needed] = row.pages[:needed]
+        for group, table in enumerate(row.tables):
+            lookup_tables[group, index, :needed] = table[:needed]
 
     row_of_token = np.repeat(np.arange(len(plan.rows)), counts)
     positions = np.arange(offsets[-1], dtype=np.int32) - (offsets[:-1] - starts)[row_of_token]
-    pages = lookup_table[row_of_token, positions // page_size].astype(np.int64)
+    columns, places = positions // page_size, positions % page_size
+    slots = [
+        table[row_of_token, columns].astype(np.int64) * page_size + places
+        for table in lookup_tables
+    ]
     samples = np.array([row.samples for row in plan.rows])
 
     def on_device(array: NDArray[np.generic]) -> torch.Tensor:
@@ -58,12 +66,16 @@ def build_inputs(plan: StepPlan, page_size: int, device: torch.device) -> StepIn
     batch = RaggedBatch(
         input_row_offsets=on_device(offsets),
         cache_lengths=on_device(starts),
-        lookup_table=on_device(lookup_table),
+        lookup_table=on_device(lookup_tables[0]),
         positions=on_device(positions),
-        slots=on_device(pages * page_size + positions % page_size),
+        slots=on_device(slots[0]),
         query_lengths=tuple(counts.tolist()),
         kv_lengths=tuple(ends.tolist()),
         num_decode=int((counts == 1).cumprod().sum()),
     )
+    others = (
+        replace(batch, lookup_table=on_device(table), slots=on_device(own))
+        for table, own in zip(lookup_tables[1:], slots[1:], strict=True)
+    )
     logit_rows = (offsets[1:][samples] - 1).astype(np.int64)
-    return StepInputs(on_device(tokens), batch, on_device(logit_rows))
+    return StepInputs(on_device(tokens), (batch, *others), on_device(logit_rows))

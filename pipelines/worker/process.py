@@ -107,6 +107,7 @@ class WorkerProcess:
                 memory_plan=[(row.name, row.num_bytes) for row in model.plan.rows],
                 memory_table=model.plan.table(),
                 cpu_kernels=started.cpu_kernels,
+                kv_cache_tokens=config.kv_cache_tokens,
             )
         )
         return started.engine

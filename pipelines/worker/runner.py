@@ -3,14 +3,15 @@
 import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from quire.kernels.ragged_batch import RaggedBatch
 from quire.pipelines.core.logprobs import PromptLogProbabilities
 from quire.pipelines.core.plan import StepPlan, StepResult
-from quire.pipelines.kv_cache.storage import KVCacheStorage
-from quire.pipelines.nn.transformer import Transformer
+from quire.pipelines.kv_cache.storage import KVCacheStorage, LayerCache
 from quire.pipelines.worker.batch import StepInputs, build_inputs
 from quire.pipelines.worker.prompt_logprobs import (
     PromptSegment,
@@ -21,10 +22,38 @@ from quire.pipelines.worker.prompt_logprobs import (
 from quire.pipelines.worker.sampler import sample_rows
 
 
+class Decoder(Protocol):
+    """What runs a step: `nn.transformer.Transformer`, or anything like it."""
+
+    def __call__(
+        self,
+        tokens_T: torch.Tensor,
+        batches: Sequence[RaggedBatch],
+        caches: Sequence[LayerCache],
+        logit_rows_S: torch.Tensor,
+    ) -> torch.Tensor:
+        """Logits, fp32 [S, V]; `batches` has one of each page group."""
+        ...
+
+    def hidden_states(
+        self,
+        tokens_T: torch.Tensor,
+        batches: Sequence[RaggedBatch],
+        caches: Sequence[LayerCache],
+        rows_S: torch.Tensor,
+    ) -> torch.Tensor:
+        """What `head` makes logits of, [S, C]."""
+        ...
+
+    def head(self, hidden_SC: torch.Tensor) -> torch.Tensor:
+        """Logits of hidden states, fp32 [S, V]."""
+        ...
+
+
 class TorchModelRunner:
     """A model, its KV pages, and the sampler behind them; a `ModelRunner`."""
 
-    def __init__(self, model: Transformer, storage: KVCacheStorage, device: torch.device) -> None:
+    def __init__(self, model: Decoder, storage: KVCacheStorage, device: torch.device) -> None:
         self._model = model
         self._storage = storage
         self._device = device
@@ -56,7 +85,7 @@ class TorchModelRunner:
         model, wanted = self._model, segment_rows(segments).to(self._device)
         rows = torch.cat([inputs.logit_rows, wanted])
         with self._on_device():
-            hidden = model.hidden_states(inputs.tokens, inputs.batch, self._storage.layers, rows)
+            hidden = model.hidden_states(inputs.tokens, inputs.batches, self._storage.layers, rows)
             num_sampling = len(inputs.logit_rows)
             found = prompt_log_probabilities(segments, hidden[num_sampling:], model.head)
             return model.head(hidden[:num_sampling]), found
@@ -65,7 +94,9 @@ class TorchModelRunner:
     def logits(self, inputs: StepInputs) -> torch.Tensor:
         """Run the model: write the step's KV, return fp32 logits [S, V] of `logit_rows`."""
         with self._on_device():
-            return self._model(inputs.tokens, inputs.batch, self._storage.layers, inputs.logit_rows)
+            return self._model(
+                inputs.tokens, inputs.batches, self._storage.layers, inputs.logit_rows
+            )
 
     def hidden_states(self, plan: StepPlan) -> torch.Tensor:
         """Run the step without sampling; fp32 [T, C], every token's state after the last norm."""
@@ -73,9 +104,9 @@ class TorchModelRunner:
         rows = torch.arange(len(inputs.tokens), device=self._device)
         with self._on_device():
             return self._model.hidden_states(
-                inputs.tokens, inputs.batch, self._storage.layers, rows
+                inputs.tokens, inputs.batches, self._storage.layers, rows
             ).float()
 
-    def scrub(self, pages: Sequence[int]) -> None:
-        """Zero `pages` in every layer."""
+    def scrub(self, pages: Sequence[Sequence[int]]) -> None:
+        """Zero the `pages` of each group."""
         self._storage.scrub(pages)

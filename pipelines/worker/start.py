@@ -6,6 +6,7 @@ from pathlib import Path
 
 from quire.config.settings import ModelSettings
 from quire.kernels.native import library
+from quire.pipelines.architectures.served import served_architectures
 from quire.pipelines.architectures.load import load_model_spec
 from quire.pipelines.scheduler.config import SchedulerConfig
 from quire.pipelines.structured.matcher import GrammarMatchers
@@ -34,10 +35,11 @@ def start_engine(
         ModelError: the folder or a weight is missing or wrong.
         ConfigError: the settings do not fit the model or the device.
     """
-    spec = load_model_spec(folder)
-    model = load_runner(settings, folder, spec, progress)
+    architectures = served_architectures(settings)
+    spec = load_model_spec(folder, architectures)
+    model = load_runner(settings, folder, spec, progress, architectures=architectures)
     config = SchedulerConfig(
-        num_pages=model.num_pages,
+        page_groups=model.plan.groups,
         page_size=settings.page_size,
         max_batch_size=settings.max_batch_size,
         max_batch_input_tokens=settings.max_batch_input_tokens,

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from quire.pipelines.architectures.load import load_model_spec
+from quire.pipelines.architectures.load import config_bytes, load_model_spec
+from quire.pipelines.architectures.registry import ARCHITECTURES, SupportedArchitecture
 from quire.pipelines.architectures.sampling_defaults import load_sampling_defaults
 from quire.pipelines.tokenizer import TextTokenizer
 from quire.server.errors import ModelNotFound
@@ -32,7 +33,12 @@ class ServedModel:
 
     @classmethod
     def from_folder(
-        cls, folder: Path, names: Sequence[str], *, use_generation_config: bool = True
+        cls,
+        folder: Path,
+        names: Sequence[str],
+        *,
+        use_generation_config: bool = True,
+        architectures: Sequence[SupportedArchitecture] = ARCHITECTURES,
     ) -> "ServedModel":
         """Read the tokenizer and the configuration of a model folder.
 
@@ -41,8 +47,8 @@ class ServedModel:
         Raises:
             ModelError: a file is missing or wrong.
         """
-        spec = load_model_spec(folder)
-        digest = hashlib.sha256((folder / "config.json").read_bytes())
+        spec = load_model_spec(folder, architectures)
+        digest = hashlib.sha256(config_bytes(folder))
         digest.update(importlib.metadata.version("quire").encode())
         tokenizer = TextTokenizer.from_folder(folder)
         return cls(

@@ -8,8 +8,9 @@ from quire.config.errors import ConfigError
 from quire.config.settings import ModelSettings, ServeSettings, load
 
 SERVE_OPTIONS = """
-    model revision dtype device threads max_length max_batch_size max_batch_input_tokens page_size
-    kv_cache_pages kv_cache_memory device_memory_utilization enable_prefix_caching exact
+    model revision load_format custom_architectures dtype device threads max_length max_batch_size
+    max_batch_input_tokens page_size
+    kv_cache_pages kv_cache_memory device_memory_utilization enable_prefix_caching quantization exact
     served_model_name generation_config host port api_key_file insecure max_queue_size max_request_bytes log_format
     log_level shutdown_timeout worker_timeout stream_heartbeat
 """
@@ -47,6 +48,8 @@ def test_names_and_sizes_are_read_from_text(monkeypatch):
     [
         ({"port": "x"}, ["port", "'x'"]),
         ({"port": 70000}, ["port", "65535", "70000"]),
+        ({"quantization": "int4"}, ["quantization", "q4_0", "int4"]),
+        ({"engine": "huggingface", "quantization": "int8"}, ["quantization", "engine", "int8"]),
         ({"page_size": 17}, ["page_size", "16, 32, 64 or 128", "17"]),
         ({"device": "tpu"}, ["device", "cuda:N", "tpu"]),
         ({"device": "cuda:x"}, ["device", "cuda:x"]),

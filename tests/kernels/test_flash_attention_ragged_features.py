@@ -1,6 +1,7 @@
 """Caps, sinks, fp8 caches and work lists of attention, against oracles of transformers and torch."""
 
 import dataclasses
+import math
 import mmap
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from quire.kernels.flash_attention_ragged.cases import (
     attention_case,
     scaled_dot_product,
 )
+from quire.kernels.flash_attention_ragged.cpu_torch import flash_attention_ragged_torch
 from quire.kernels.flash_attention_ragged.kernel import (
     flash_attention_ragged_triton,
     plan_decode_triton,
@@ -210,6 +212,37 @@ def test_the_plan_of_triton_crosses_blocks_of_contexts(window: int | None) -> No
     plan = plan_decode_triton(batch, sliding_window=window)
 
     assert torch.equal(plan, plan_decode(batch, sliding_window=window))
+
+
+@pytest.mark.parametrize(
+    "attention", [*PATHS, pytest.param(flash_attention_ragged_torch, id="torch")]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+@pytest.mark.parametrize("options", [{}, {"soft_cap": 3.0}], ids=["plain", "cap"])
+def test_pages_before_the_window_are_never_read(
+    attention: Attention,
+    dtype: torch.dtype,
+    poison: float,
+    options: dict[str, float],
+    same_bits: SameBits,
+) -> None:
+    """Page 0 stands there once they are released, and others may write what they like to it."""
+    lengths = ((1, 90), (1, 700), (1, 8), (20, 90), (33, 610), (5, 0))
+    inputs = inputs_of(attention_case("w", dtype, (4, 2, 32), lengths, 16, 40)) | options
+    batch = inputs["batch"]
+    expected = attention(**inputs)
+    table = batch.lookup_table.clone()
+    for context, first in enumerate(batch.cache_lengths.tolist()):
+        table[context, : max(0, first - 40 + 1) // 16] = 0
+    assert (table != batch.lookup_table).sum() > 80
+    caches = {name: inputs[name].clone() for name in ("k_cache", "v_cache")}
+    for cache in caches.values():
+        cache[0] = poison
+
+    out = attention(**{**inputs, **caches, "batch": dataclasses.replace(batch, lookup_table=table)})
+
+    assert same_bits(out, expected)
 
 
 DECODE = attention_case("decode", torch.bfloat16, (2, 1, 32), ((1, 1100), (1, 0), (1, 513), (3, 9)))

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from parity.cases import ParityCase, all_cases
+from parity.cases import Case, all_cases
 
 CASES = all_cases()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_logits_of_every_position_equal_transformers(case: ParityCase, tmp_path: Path) -> None:
+def test_logits_of_every_position_equal_transformers(case: Case, tmp_path: Path) -> None:
     errors = case.measure(tmp_path)
 
     assert errors.worst <= errors.bound

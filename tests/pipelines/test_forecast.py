@@ -1,6 +1,7 @@
 """`quire plan`'s sums against ones done by hand."""
 
 import pytest
+from parity.random_models import make_random_model
 
 from quire.config.errors import ConfigError
 from quire.config.settings import ModelSettings
@@ -42,3 +43,19 @@ def test_this_machine_is_measured(spec):
 def test_unknown_hardware_is_refused():
     with pytest.raises(ConfigError, match="tpu"):
         find_hardware("tpu", "bfloat16")
+
+
+def test_layers_with_a_window_read_no_more_than_it(tmp_path):
+    window = 100
+    fields = {"sliding_window": window, "max_position_embeddings": 4000}
+    make_random_model("Mistral", **fields).save_pretrained(tmp_path)
+    spec, h200 = load_model_spec(tmp_path), DATASHEETS["h200"]
+
+    made = forecast(spec, ModelSettings(dtype="bfloat16"), h200)
+
+    seconds = {(batch, context): time for batch, context, time in made.decode_steps}
+    weights = spec.streamed_weight_bytes("bfloat16", "cuda") / h200.bandwidth
+    assert (1, 2048) in seconds
+    for (batch, _), time in seconds.items():
+        kv_bytes = batch * window * spec.kv_bytes_per_token("bfloat16")
+        assert time == pytest.approx(weights + kv_bytes / h200.bandwidth, rel=1e-6)

@@ -1,13 +1,18 @@
 """`TextEncoder` against the hidden states of HF transformers."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
 import transformers
+from parity.random_models import make_random_model
 
+from quire.config.errors import ConfigError
 from quire.config.settings import ModelSettings
+from quire.pipelines.architectures.encoder_registry import ENCODERS
 from quire.pipelines.hf import resolve_model
-from quire.pipelines.text_encoder import TextEncoder
+from quire.pipelines.text_encoder import DecoderStates, EncoderStates, TextEncoder
 from quire.pipelines.tokenizer import TextTokenizer
 
 TEXTS = ["One cold day, a fox went to the river.", "five", "Count to five. " * 12]
@@ -38,3 +43,25 @@ def test_vectors_equal_transformers_last_hidden_state(encoder, pooling):
 def test_an_empty_or_too_long_text_is_refused(encoder, text):
     with pytest.raises(ValueError):
         encoder.encode([text])
+
+
+def test_a_text_of_many_windows_needs_the_pages_of_one(tmp_path):
+    make_random_model("Mistral", sliding_window=40, max_position_embeddings=400).save_pretrained(
+        tmp_path
+    )
+    values = {"device": "cpu", "threads": 1, "page_size": 16, "max_batch_input_tokens": 33}
+    text = random.Random(1).choices(range(211), k=350)
+
+    def states(pages):
+        settings = ModelSettings(kv_cache_pages=pages, **values)
+        loaded = DecoderStates(settings, tmp_path, lambda phase, fraction: None)
+        return torch.cat([*loaded.states([text, text[:20]])])
+
+    assert torch.equal(states(6), states(64))
+
+
+def test_an_encoder_is_not_quantized(tmp_path):
+    with pytest.raises(ConfigError, match="quantization int8: expected none, as Bert"):
+        EncoderStates(
+            ModelSettings(quantization="int8"), tmp_path, ENCODERS[0], lambda phase, fraction: None
+        )

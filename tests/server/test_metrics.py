@@ -93,6 +93,7 @@ def ready(epoch: int = 1, pid: int = 0) -> Ready:
         max_batch_input_tokens=2048,
         memory_plan=[("weights", 1000), ("kv cache", 3200)],
         memory_table="",
+        kv_cache_tokens=3200,
     )
 
 
@@ -256,14 +257,15 @@ def test_steps_set_gauges_and_add_what_counters_gained(metrics: Metrics) -> None
     metrics.on_step(step(input_tokens=12, running=2, waiting=3, used_pages=25, cached_pages=5,
                          total_pages=100, steps=1, step_seconds=0.5, prefill_tokens=10,
                          decode_tokens=2, prefix_query_tokens=10, prefix_hit_tokens=4,
-                         preemptions=1))  # fmt: skip
+                         preemptions=1, kv_usage=0.25))  # fmt: skip
     metrics.on_step(step(input_tokens=2, running=2, used_pages=26, cached_pages=5, total_pages=100,
                          steps=2, step_seconds=0.75, prefill_tokens=10, decode_tokens=4,
-                         prefix_query_tokens=10, prefix_hit_tokens=4, preemptions=1))  # fmt: skip
+                         prefix_query_tokens=10, prefix_hit_tokens=4, preemptions=1,
+                         kv_usage=0.3))  # fmt: skip
     for name, expected in {
         "vllm:num_requests_running": 2,
         "vllm:num_requests_waiting": 0,
-        "vllm:kv_cache_usage_perc": 0.26,
+        "vllm:kv_cache_usage_perc": 0.3,
         "vllm:iteration_tokens_total_sum": 14,
         "vllm:iteration_tokens_total_count": 2,
         "vllm:prefix_cache_queries_total": 10,
@@ -283,7 +285,7 @@ def test_steps_set_gauges_and_add_what_counters_gained(metrics: Metrics) -> None
 
 def test_counters_go_on_over_a_worker_s_death(metrics: Metrics) -> None:
     metrics.on_ready(ready(1))
-    metrics.on_step(step(1, steps=50, decode_tokens=50, running=4, used_pages=9, total_pages=100))
+    metrics.on_step(step(1, steps=50, decode_tokens=50, running=4, used_pages=9, kv_usage=0.09))
     metrics.on_worker_restart()
     for name in ("vllm:num_requests_running", "vllm:kv_cache_usage_perc"):
         assert value(metrics, name) == 0

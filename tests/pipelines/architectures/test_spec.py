@@ -183,7 +183,7 @@ def test_code_in_the_folder_is_never_run(tmp_path: Path) -> None:
 
 
 BROKEN: list[tuple[str, dict[str, object], str]] = [
-    ("architecture", {"architectures": ["GPT2LMHeadModel"]}, "Qwen3ForCausalLM.*GPT2LMHeadModel"),
+    ("architecture", {"architectures": ["BloomForCausalLM"]}, "Qwen3ForCausalLM.*BloomForCausalLM"),
     ("no architecture", {"architectures": None}, "architectures: expected a list.*nothing"),
     ("missing", {"hidden_size": None}, "hidden_size: expected an integer.*found nothing"),
     ("mistyped", {"num_hidden_layers": "3"}, 'num_hidden_layers: expected an integer.*found "3"'),
@@ -196,7 +196,7 @@ BROKEN: list[tuple[str, dict[str, object], str]] = [
     ("wide head", {"head_dim": 264}, "head_dim: expected a multiple of 8 up to 256, found 264"),
     ("dtype", {"torch_dtype": "int8"}, 'torch_dtype: expected float32.*found "int8"'),
     ("tie", {"tie_word_embeddings": "yes"}, 'tie_word_embeddings: expected true.*found "yes"'),
-    ("quantized", {"quantization_config": {"bits": 4}}, "quantization_config: expected no"),
+    ("quantized", {"quantization_config": {"bits": 4}}, "quant_method: expected a string, found no"),
     ("eos", {"eos_token_id": "</s>"}, 'eos_token_id: expected a token id.*found "</s>"'),
     ("rope kind", {"rope_scaling": {"type": "mrope"}}, 'type: expected one of.*found "mrope"'),
     ("rope factor", {"rope_scaling": {"type": "linear"}}, "factor: expected a number.*nothing"),

@@ -198,3 +198,73 @@ def test_table_shows_every_row_and_note(spec: ModelSpec) -> None:
 )
 def test_bytes_are_shown_in_the_largest_fitting_unit(num_bytes: int, text: str) -> None:
     assert format_bytes(num_bytes) == text
+
+
+WINDOWED = {"architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 4, "sliding_window": 64}
+WINDOWED |= {"use_sliding_window": True, "max_window_layers": 1}
+LAYER_BYTES = PAGE_BYTES // 2
+
+
+@pytest.fixture
+def hybrid(tmp_path: Path) -> ModelSpec:
+    """One layer that keeps all tokens, three with a window of 64."""
+    return make_spec(tmp_path, **WINDOWED)
+
+
+def pages_of(memory_plan: MemoryPlan) -> dict[int | None, int]:
+    return {group.window: group.num_pages for group in memory_plan.groups}
+
+
+def test_groups_get_pages_in_the_ratio_of_a_context_s_needs(hybrid: ModelSpec) -> None:
+    """A context of 1024 tokens needs 32 pages, and with a window of 64 and steps of 128 only 7."""
+    result = plan(hybrid, 64 * GIB, max_batch_input_tokens=128)
+
+    assert pages_of(result) == {None: 2 * 4 * 32, 64: 2 * 4 * 7}
+    assert result.num_pages == 2 * 4 * 39
+    assert result.concurrency == 8.0
+    assert bytes_of(result)["kv_cache"] == (256 + 3 * 56) * LAYER_BYTES
+    assert [line.split("  ")[0] for line in result.table().splitlines()[6:8]] == [
+        "pages",
+        "pages, window 64",
+    ]
+
+
+def test_a_window_as_long_as_the_context_saves_nothing(hybrid: ModelSpec) -> None:
+    result = plan(hybrid, 64 * GIB, max_length=64)
+
+    assert pages_of(result) == {None: 16, 64: 16}
+
+
+def test_memory_for_one_hybrid_context_is_enough(hybrid: ModelSpec) -> None:
+    given = {"max_batch_input_tokens": 128}
+    rows = bytes_of(plan(hybrid, 64 * GIB, **given))
+    needed = rows["weights"] + rows["activations"] + (32 + 3 * 7) * LAYER_BYTES
+
+    enough = plan(hybrid, needed, device_memory_utilization=1.0, **given)
+    less = plan(hybrid, needed - 1, device_memory_utilization=1.0, **given)
+
+    assert (enough.max_length, pages_of(enough)) == (1024, {None: 32, 64: 7})
+    # Uniform pages would hold a context of 13 pages here.
+    assert (less.max_length, pages_of(less)) == (31 * 32, {None: 31, 64: 7})
+    note = "max_length is lowered from the model's 1024 to 992: "
+    note += "31 pages of KV memory are available, 32 are needed"
+    assert less.notes == (note,)
+
+
+def test_given_pages_are_those_of_the_group_that_needs_most(hybrid: ModelSpec) -> None:
+    given = {"max_batch_input_tokens": 128}
+    assert pages_of(plan(hybrid, 64 * GIB, kv_cache_pages=64, **given)) == {None: 64, 64: 14}
+    memory = (64 + 3 * 14) * LAYER_BYTES
+    assert pages_of(plan(hybrid, 64 * GIB, kv_cache_memory=memory, **given)) == {None: 64, 64: 14}
+    with pytest.raises(ConfigError, match="lower max_length to 320"):
+        plan(hybrid, 64 * GIB, kv_cache_pages=10, max_length=1000, **given)
+
+
+def test_a_model_of_windows_alone_needs_no_more_than_a_window_and_a_step(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, architectures=["MistralForCausalLM"], sliding_window=64)
+
+    default = plan(spec, 64 * GIB, max_batch_input_tokens=128)
+    tight = plan(spec, 64 * GIB, max_batch_input_tokens=128, kv_cache_pages=7)
+
+    assert pages_of(default) == {64: 2 * 4 * 7}
+    assert (tight.max_length, tight.concurrency) == (1024, 1.0)

@@ -2,7 +2,7 @@
 
 The model is a hash, so any schedule's output can be checked against a sequential oracle, and the
 KV of a position is the hash of the history up to it, so each page can be checked for exactly the
-right content before it is read.
+right content before it is read: in a group with a window that of the window, and nothing before it.
 """
 
 import random
@@ -20,6 +20,7 @@ from quire.pipelines.core.messages import StepOutput
 from quire.pipelines.core.plan import PlanRow, StepPlan, StepResult
 from quire.pipelines.core.sampling_params import SamplingParams
 from quire.pipelines.core.status import TextGenerationStatus
+from quire.pipelines.kv_cache.page_group import PageGroup, first_page, most_pages
 from quire.pipelines.scheduler.config import SchedulerConfig
 from quire.pipelines.scheduler.queue import AGING_SECONDS_PER_LEVEL
 from quire.pipelines.worker.engine import Engine
@@ -86,7 +87,10 @@ class HashRunner:
     def __init__(self, simulation: "Simulation") -> None:
         self._simulation = simulation
         self._config = simulation.config
-        self._kv = [[ZERO] * self._config.page_size for _ in range(self._config.num_pages)]
+        self._kv = [
+            [[ZERO] * self._config.page_size for _ in range(group.num_pages)]
+            for group in self._config.page_groups
+        ]
         self._expected: dict[int, list[int]] = {}
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -100,14 +104,16 @@ class HashRunner:
                 request = self._simulation.requests[row.context.request_id]
                 if row.context.tokens.generated_length == request.poisoned_at:
                     errors[len(tokens)] = "the logits hold NaN"
-                    for page in row.pages[row.start // self._config.page_size :]:
-                        self._kv[page] = [NAN] * self._config.page_size
+                    for kv, table in zip(self._kv, row.tables, strict=True):
+                        for page in table[row.start // self._config.page_size :]:
+                            kv[page] = [NAN] * self._config.page_size
                 tokens.append(-1 if len(tokens) in errors else self._sample(row, state))
         return StepResult(np.array(tokens, dtype=np.int32), errors=errors)
 
-    def scrub(self, pages: Sequence[int]) -> None:
-        for page in pages:
-            self._kv[page] = [ZERO] * self._config.page_size
+    def scrub(self, pages: Sequence[Sequence[int]]) -> None:
+        for kv, own in zip(self._kv, pages, strict=True):
+            for page in own:
+                kv[page] = [ZERO] * self._config.page_size
 
     def _sample(self, row: PlanRow, state: int) -> int:
         context = row.context
@@ -116,11 +122,18 @@ class HashRunner:
 
     def _check_writes(self, plan: StepPlan) -> None:
         size = self._config.page_size
-        holders = Counter(page for row in plan.rows for page in row.pages)
-        for row in plan.rows:
-            assert len(row.pages) * size >= row.start + row.count, "too few pages"
-            written = row.pages[row.start // size : -(-(row.start + row.count) // size)]
-            assert all(holders[page] == 1 for page in written), "a shared page is written"
+        for index, group in enumerate(self._config.page_groups):
+            read = [first_page(group.window, row.start, size) for row in plan.rows]
+            holders = Counter(
+                page
+                for row, first in zip(plan.rows, read, strict=True)
+                for page in row.tables[index][first:]
+            )
+            for row in plan.rows:
+                table = row.tables[index]
+                assert len(table) * size >= row.start + row.count, "too few pages"
+                written = table[row.start // size : -(-(row.start + row.count) // size)]
+                assert all(holders[page] == 1 for page in written), "a shared page is written"
 
     def _write(self, row: PlanRow) -> int:
         """Check what the row reads, write its KV; returns the hash of its last position."""
@@ -128,15 +141,19 @@ class HashRunner:
         expected = self._expected.setdefault(context.request_id, [root(context.cache_salt)])
         for token in context.tokens.all[len(expected) - 1 :].tolist():
             expected.append(extend(expected[-1], token))
-        stored = [value for page in row.pages for value in self._kv[page]]
-        assert NAN not in stored, "a page was not scrubbed"
-        assert stored[: row.start] == expected[1 : row.start + 1], "pages hold another history"
-        state = stored[row.start - 1] if row.start else expected[0]
         active = context.tokens.active.tolist()
         assert len(active) == row.count
-        for position, token in enumerate(active, row.start):
-            state = extend(state, token)
-            self._kv[row.pages[position // size]][position % size] = state
+        for group, kv, table in zip(self._config.page_groups, self._kv, row.tables, strict=True):
+            first = first_page(group.window, row.start, size)
+            stored = [value for page in table[first:] for value in kv[page]]
+            assert NAN not in stored, "a page was not scrubbed"
+            seen = max(first * size, row.start + 1 - (group.window or row.start + 1))
+            found = stored[seen - first * size : row.start - first * size]
+            assert found == expected[seen + 1 : row.start + 1], "pages hold another history"
+            state = expected[row.start]
+            for position, token in enumerate(active, row.start):
+                state = extend(state, token)
+                kv[table[position // size]][position % size] = state
         return state
 
 
@@ -147,8 +164,11 @@ class Simulation:
         self.random = random.Random(seed)
         draw = self.random
         page_size = draw.choice([1, 2, 4, 8])
+        windows = draw.choice([(None,)] * 4 + [(None, 1), (None, 6), (7,), (None, 4, 20)])
         self.config = SchedulerConfig(
-            num_pages=draw.choice([3, 5, 8, 16, 64]),
+            page_groups=tuple(
+                PageGroup(draw.choice([3, 5, 8, 16, 64]), window) for window in windows
+            ),
             page_size=page_size,
             max_batch_size=draw.choice([1, 2, 4, 8, 16]),
             max_batch_input_tokens=page_size + draw.choice([0, 1, 5, 12, 40]),
@@ -177,22 +197,27 @@ class Simulation:
             wire = msgspec.structs.replace(twin, request_id=number)
         oracle, last = run_alone(wire)
         context = TextContext.from_wire(wire)
-        pages = -(
-            -(context.tokens.prompt_length + context.max_new_tokens - 1) // self.config.page_size
+        tokens = context.tokens.prompt_length + context.max_new_tokens - 1
+        sizes = (self.config.page_size, self.config.max_batch_input_tokens)
+        fits = all(
+            most_pages(group.window, tokens, *sizes) <= group.num_pages
+            for group in self.config.page_groups
         )
         return Request(
             wire,
             arrival=draw.uniform(0, self._span),
             oracle=oracle,
             last=last,
-            rejected=pages > self.config.num_pages or wire.max_length > self.config.max_length,
+            rejected=not fits or wire.max_length > self.config.max_length,
             cancel_after=draw.uniform(0, 20) if draw.random() < self.faults["cancel"] else None,
             poisoned_at=draw.randrange(6) if draw.random() < self.faults["poison"] else None,
         )
 
     def _draw_wire(self, number: int) -> ContextWire:
         draw, config = self.random, self.config
-        room = min(config.max_length - 1, config.num_pages * config.page_size)
+        group = config.page_groups[0]
+        pages = group.num_pages if group.window is None else config.max_length
+        room = min(config.max_length - 1, pages * config.page_size)
         shared = [7 * place % VOCABULARY for place in range(draw.randrange(room))]
         prompt = shared[: draw.choice([3, 10, room])] + draw.choices(range(VOCABULARY), k=2)
         fitting = max(1, room - len(prompt))
@@ -253,6 +278,9 @@ class Simulation:
     def _count_worker(self) -> None:
         stats = self._engine.stats_frame().stats
         assert stats.prefix_hit_tokens <= stats.prefix_query_tokens
+        if any(group.window for group in self.config.page_groups):
+            self.counts["window preemptions"] += stats.preemptions
+            self.counts["window hits"] += stats.prefix_hit_tokens
         self.counts["preemptions"] += stats.preemptions
         self.counts["hits"] += stats.prefix_hit_tokens
 

@@ -8,6 +8,7 @@ from quire.pipelines.core.logprobs import LogProbabilities, PromptLogProbabiliti
 from quire.pipelines.core.plan import StepPlan, StepResult
 from quire.pipelines.core.sampling_params import SamplingParams
 from quire.pipelines.core.status import TextGenerationStatus
+from quire.pipelines.kv_cache.page_group import PageGroup
 from quire.pipelines.scheduler.config import SchedulerConfig
 from quire.pipelines.scheduler.queue import AGING_SECONDS_PER_LEVEL
 from quire.pipelines.scheduler.scheduler import Scheduler
@@ -17,9 +18,9 @@ TOKEN = 5
 
 
 def scheduler(**limits: Any) -> Scheduler:
-    defaults = {"num_pages": 16, "page_size": 4, "max_batch_size": 8}
-    defaults |= {"max_batch_input_tokens": 64, "max_length": 64}
-    return Scheduler(SchedulerConfig(**(defaults | limits)))
+    defaults = {"page_size": 4, "max_batch_size": 8, "max_batch_input_tokens": 64, "max_length": 64}
+    groups = (PageGroup(limits.pop("num_pages", 16)),)
+    return Scheduler(SchedulerConfig(**(defaults | {"page_groups": groups} | limits)))
 
 
 def context(number: int, prompt: int | list[int], new: int = 8, **options: Any) -> TextContext:
@@ -273,12 +274,13 @@ def test_a_failed_row_ends_alone_and_its_pages_are_scrubbed_not_found() -> None:
     subject.submit(good, 0.0)
     run(subject)
     step = plan(subject)
-    pages = list(step.rows[0].pages)
+    pages = list(step.rows[0].tables[0])
     rows = finish(subject, step, {0: "NaN"})
     assert rows.errors == {0: "NaN"}
     assert (rows.tokens, rows.base_index) == ([-1, TOKEN], [1, 1])
     assert bad.status is TextGenerationStatus.FAILED
-    assert sorted(subject.take_pages_to_scrub()) == sorted(pages)
+    (scrubbed,) = subject.take_pages_to_scrub()
+    assert sorted(scrubbed) == sorted(pages)
     assert subject.take_pages_to_scrub() == []
     subject.submit(context(3, prompt), 0.0)
     assert run(subject) == [(2, 4, 1), (3, 0, 9)]
@@ -290,12 +292,12 @@ def test_a_failed_rows_shared_page_is_scrubbed_when_the_last_holder_lets_go() ->
         subject.submit(context(number, [1, 2, 3, 4, 5]), 0.0)
         run(subject)
     step = plan(subject)
-    shared = step.rows[0].pages[0]
-    assert step.rows[1].pages[0] == shared
+    shared = step.rows[0].tables[0][0]
+    assert step.rows[1].tables[0][0] == shared
     finish(subject, step, {0: "NaN"})
-    assert shared not in subject.take_pages_to_scrub()
+    assert shared not in subject.take_pages_to_scrub()[0]
     subject.abort([2])
-    assert subject.take_pages_to_scrub() == [shared]
+    assert subject.take_pages_to_scrub() == [[shared]]
 
 
 def test_logprobs_stay_with_their_row() -> None:
@@ -346,3 +348,47 @@ def test_many_aborted_waiters_do_not_pile_up() -> None:
         subject.abort([number])
     assert len(subject._waiting._heap) < 50
     assert run(subject) == [(0, 0, 3)]
+
+
+WINDOWED = (PageGroup(16), PageGroup(5, window=5))
+"""Five pages are enough for a step of 8 tokens and the window before it."""
+
+
+def test_a_long_prompt_moves_through_a_small_pool_of_its_window() -> None:
+    subject = scheduler(page_groups=WINDOWED, max_batch_input_tokens=8)
+    subject.submit(context(1, 50, new=4), 0.0)
+    while subject.has_work:
+        step = plan(subject)
+        finish(subject, step)
+        assert subject.stats().kv_usage <= 14 / 16
+    assert subject.stats().used_pages == 0
+    assert subject.stats().preemptions == 0
+
+
+def test_who_finds_no_page_in_a_group_with_a_window_is_preempted() -> None:
+    subject = scheduler(
+        page_groups=(PageGroup(32), PageGroup(6, window=6)), max_batch_input_tokens=11
+    )
+    older, newer = context(1, 40, new=2), context(2, 3, new=9)
+    subject.submit(older, 0.0)
+    subject.submit(newer, 1.0)
+    assert run(subject, 1.0) == [(1, 0, 8), (2, 0, 3)]
+    assert run(subject, 1.0) == [(2, 3, 1), (1, 8, 8)]
+    assert run(subject, 1.0) == [(1, 16, 8)]
+    assert subject.stats().preemptions == 1
+    while subject.has_work:
+        run(subject, 1.0)
+    assert older.status is newer.status is TextGenerationStatus.MAXIMUM_LENGTH
+
+
+def test_the_usage_is_that_of_the_fullest_group() -> None:
+    subject = scheduler(page_groups=(PageGroup(16), PageGroup(4, window=5)))
+    subject.submit(context(1, 7), 0.0)
+    run(subject)
+    stats = subject.stats()
+    assert (stats.used_pages, stats.total_pages, stats.kv_usage) == (4, 20, 0.5)
+
+
+def test_without_page_groups_there_is_no_scheduler() -> None:
+    with pytest.raises(ValueError, match="page_groups must not be empty"):
+        scheduler(page_groups=())

@@ -34,6 +34,7 @@ def test_the_simulation_reaches_every_situation(simulate: Simulate, totals: Coun
     for situation in (
         *("done", "aborted", "failed", "rejected"),
         *("crashes", "resumed", "preemptions", "hits"),
+        *("window preemptions", "window hits"),
     ):
         assert totals[situation] >= 20, situation
 

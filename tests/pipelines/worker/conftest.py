@@ -28,8 +28,9 @@ def drive() -> Callable[..., Driver]:
     """`drive(loaded, seed=...)`: a driver over all pages of a loaded model."""
 
     def new_driver(loaded: LoadedModel, seed: int = 0) -> Driver:
-        loaded.runner.scrub(range(loaded.num_pages))
-        return Driver(loaded.runner, loaded.num_pages, seed)
+        driver = Driver(loaded, seed)
+        driver.clean()
+        return driver
 
     return new_driver
 

@@ -9,6 +9,7 @@ from quire.pipelines.core.messages import StepOutput
 from quire.pipelines.core.plan import StepPlan, StepResult
 from quire.pipelines.core.sampling_params import SamplingParams
 from quire.pipelines.core.status import TextGenerationStatus as Status
+from quire.pipelines.kv_cache.page_group import PageGroup
 from quire.pipelines.scheduler.config import SchedulerConfig
 from quire.pipelines.worker.engine import Engine
 
@@ -32,8 +33,8 @@ class Runner:
         logprobs = [None if index in errors else LOGPROBS for index in range(len(sampling))]
         return StepResult(np.array(tokens, dtype=np.int32), logprobs, errors)
 
-    def scrub(self, pages: Sequence[int]) -> None:
-        self.calls.append(f"scrub {len(pages)}")
+    def scrub(self, pages: Sequence[Sequence[int]]) -> None:
+        self.calls.append(f"scrub {sum(map(len, pages))}")
 
 
 @pytest.fixture
@@ -44,7 +45,11 @@ def runner() -> Runner:
 @pytest.fixture
 def engine(runner: Runner) -> Engine:
     config = SchedulerConfig(
-        num_pages=8, page_size=4, max_batch_size=4, max_batch_input_tokens=8, max_length=32
+        page_groups=(PageGroup(8),),
+        page_size=4,
+        max_batch_size=4,
+        max_batch_input_tokens=8,
+        max_length=32,
     )
     return Engine(runner, config, epoch=3, clock=lambda: runner.now)
 

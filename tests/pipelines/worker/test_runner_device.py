@@ -46,6 +46,6 @@ def test_the_gpu_of_the_model_is_current_while_kernels_are_launched(
     monkeypatch.setattr(model, "_blocks", watched("model", model._blocks))
     monkeypatch.setattr(runner, "sample_rows", watched("sampler", runner.sample_rows))
 
-    loaded.runner.execute(StepPlan([PlanRow(context_of([5, 6, 7]), 0, 3, [0], True)]))
+    loaded.runner.execute(StepPlan([PlanRow(context_of([5, 6, 7]), 0, 3, [[0]], True)]))
 
     assert seen == [("model", [second]), ("sampler", [second])]

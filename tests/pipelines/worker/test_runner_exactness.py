@@ -10,6 +10,31 @@ import torch
 Steps = list[list[tuple[int, int]]]
 
 LENGTHS = (67, 130, 9)
+LATENT = {
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "first_k_dense_replace": 3,
+}
+EXPERTS = {
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "n_group": 4,
+    "topk_group": 2,
+}
+WIDE_LATENT = {
+    "head_dim": 64,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+}
 
 
 def alone(length: int, sizes: list[int]) -> Steps:
@@ -49,8 +74,16 @@ def dtype(request: pytest.FixtureRequest) -> str:
         ("Llama", {"tie_word_embeddings": True, "head_dim": 64, "num_hidden_layers": 2}),
         ("Qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
         ("Qwen3", {"head_dim": 32}),
+        ("StableLm", {"use_parallel_residual": True, "qk_layernorm": True}),
+        ("GPTNeoX", {"num_key_value_heads": 4}),
+        ("GPT2", {"class_suffix": "LMHeadModel"}),
         # Sums so long that a GEMM library cuts them by the number of rows.
         ("Llama", {"hidden_size": 768, "intermediate_size": 1600, "num_hidden_layers": 1}),
+        ("Mixtral", {"hidden_size": 768, "intermediate_size": 800, "num_hidden_layers": 1}),
+        ("GptOss", {"sliding_window": 20, "num_local_experts": 5}),
+        ("DeepseekV3", {**LATENT, **EXPERTS}),
+        # Heads whose absorbed products are of the released widths.
+        ("DeepseekV2", {**LATENT, **WIDE_LATENT, "num_hidden_layers": 1, "q_lora_rank": None}),
     ],
 )
 def test_bits_are_equal_for_any_cut_batch_and_page_placement(

@@ -224,7 +224,7 @@ def test_a_row_whose_logits_are_nan_fails_alone(
     driver.run(contexts, [[(index, len(PROMPT)) for index in range(3)]])
     before = driver.plan(contexts, [(index, 1) for index in range(3)])
     expected = loaded.runner.execute(before)
-    poisoned = driver.pages[1]
+    (poisoned,) = driver.tables[1]
     loaded.runner._storage.layers[1].v[poisoned] = float("nan")
 
     result = loaded.runner.execute(before)
@@ -233,9 +233,9 @@ def test_a_row_whose_logits_are_nan_fails_alone(
     assert result.tokens.tolist() == [expected.tokens[0], -1, expected.tokens[2]]
     assert result.logprobs[1] is None
     assert (result.logprobs[0], result.logprobs[2]) == (expected.logprobs[0], expected.logprobs[2])
-    loaded.runner.scrub(poisoned)
+    loaded.runner.scrub([poisoned])
     assert all(not layer.v[poisoned].any() for layer in loaded.runner._storage.layers)
-    assert all(layer.v[driver.pages[0]].any() for layer in loaded.runner._storage.layers)
+    assert all(layer.v[driver.tables[0][0]].any() for layer in loaded.runner._storage.layers)
 
 
 def test_asking_for_more_log_probabilities_than_tokens_gives_all(

@@ -6,11 +6,10 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
-
 from parity import families
 from parity.driver import Driver, load_folder
 
@@ -93,8 +92,9 @@ class ParityCase:
         loaded = load_folder(path, **{"max_length": LENGTH + 10, **self.settings})
 
         def error(steps: list[list[tuple[int, int]]]) -> float:
-            loaded.runner.scrub(range(loaded.num_pages))
-            (logits,) = Driver(loaded.runner, loaded.num_pages).logits([history], steps)
+            driver = Driver(loaded)
+            driver.clean()
+            (logits,) = driver.logits([history], steps)
             return measure(logits, expected)
 
         return Errors(
@@ -126,9 +126,27 @@ def random_cuts(rng: random.Random) -> list[list[tuple[int, int]]]:
     return [[(0, end - start)] for start, end in zip([0, *cuts], [*cuts, LENGTH], strict=True)]
 
 
-def all_cases() -> tuple[ParityCase, ...]:
+class Case(Protocol):
+    """What a module's `CASES` holds."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def architecture(self) -> str: ...
+
+    @property
+    def variant(self) -> str: ...
+
+    @property
+    def encoding(self) -> str: ...
+
+    def measure(self, folder: Path) -> Errors: ...
+
+
+def all_cases() -> tuple[Case, ...]:
     """Of every module in `families`."""
-    found: list[ParityCase] = []
+    found: list[Case] = []
     for module in pkgutil.iter_modules(families.__path__, f"{families.__name__}."):
         found += importlib.import_module(module.name).CASES
     return tuple(found)

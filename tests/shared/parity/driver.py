@@ -16,7 +16,6 @@ from quire.pipelines.core.plan import PlanRow, StepPlan, StepResult
 from quire.pipelines.core.sampling_params import SamplingParams
 from quire.pipelines.worker.batch import build_inputs
 from quire.pipelines.worker.load import LoadedModel, load_runner
-from quire.pipelines.worker.runner import TorchModelRunner
 
 PAGE_SIZE = 16
 
@@ -53,32 +52,40 @@ class PageAllocator:
     def __init__(self, num_pages: int, seed: int) -> None:
         self._free = random.Random(seed).sample(range(num_pages), num_pages)
 
-    def grow(self, pages: list[int], num_tokens: int) -> None:
-        while len(pages) * PAGE_SIZE < num_tokens:
-            pages.append(self._free.pop())
+    def grow(self, table: list[int], num_tokens: int) -> None:
+        while len(table) * PAGE_SIZE < num_tokens:
+            table.append(self._free.pop())
 
 
 @dataclass
 class Driver:
-    """Runs contexts through a runner as told, with pages of its own."""
+    """Runs contexts through a model as told, with pages of its own; it keeps them all."""
 
-    runner: TorchModelRunner
-    num_pages: int
+    loaded: LoadedModel
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.allocator = PageAllocator(self.num_pages, self.seed)
-        self.pages: dict[int, list[int]] = {}
+        self.runner = self.loaded.runner
+        self.allocators = [
+            PageAllocator(group.num_pages, self.seed + index)
+            for index, group in enumerate(self.loaded.plan.groups)
+        ]
+        self.tables: dict[int, list[list[int]]] = {}
+
+    def clean(self) -> None:
+        """Zero every page."""
+        self.runner.scrub([range(group.num_pages) for group in self.loaded.plan.groups])
 
     def plan(self, contexts: Sequence[TextContext], step: Sequence[Chunk]) -> StepPlan:
         rows = []
         for index, count in sorted(step, key=lambda chunk: chunk[1] > 1):
             tokens = contexts[index].tokens
             start = tokens.processed_length
-            pages = self.pages.setdefault(index, [])
-            self.allocator.grow(pages, start + count)
+            tables = self.tables.setdefault(index, [[] for _ in self.allocators])
+            for allocator, table in zip(self.allocators, tables, strict=True):
+                allocator.grow(table, start + count)
             samples = start + count == len(tokens)
-            rows.append(PlanRow(contexts[index], start, count, pages, samples))
+            rows.append(PlanRow(contexts[index], start, count, tables, samples))
         return StepPlan(rows)
 
     def advance(self, plan: StepPlan, result: StepResult) -> None:

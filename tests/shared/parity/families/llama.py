@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from parity.cases import ParityCase, save_in_shards
+from parity.cases import LENGTH, ParityCase, save_in_shards
 from parity.random_models import make_random_model
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 40}
@@ -31,8 +31,23 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama all kv heads": ("Llama", {"num_key_value_heads": 4, "head_dim": 24}),
     "llama linear rope": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 3.0}}),
     "llama dynamic rope": ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
+    "llama dynamic rope stretched": (
+        "Llama",
+        {
+            "rope_parameters": {"rope_type": "dynamic", "factor": 2.0},
+            "max_position_embeddings": LENGTH - 30,
+        },
+    ),
     "llama llama3 rope": ("Llama", {"rope_parameters": LLAMA3}),
     "llama yarn rope": ("Llama", {"rope_parameters": YARN}),
+    "llama yarn mscale": (
+        "Llama",
+        {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.2, "beta_fast": 16.0}},
+    ),
+    "llama yarn attention factor": (
+        "Llama",
+        {"rope_parameters": {**YARN, "attention_factor": 1.3, "truncate": False}},
+    ),
     "qwen2": ("Qwen2", {}),
     "qwen2 tied": ("Qwen2", {"tie_word_embeddings": True, "rope_parameters": YARN}),
     "qwen2 two windows": ("Qwen2", {**WINDOW, "max_window_layers": 1}),
@@ -56,6 +71,8 @@ def _case(name: str, encoding: str = "float32") -> ParityCase:
         encoding=encoding,
         make=functools.partial(make_random_model, family, attn_implementation="eager", **fields),
         write=save_in_shards,
+        # The length that transformers stretches for here, which is that of what it is given.
+        settings={"max_length": LENGTH} if "stretched" in name else {},
     )
 
 

@@ -1,0 +1,170 @@
+"""4-bit weights in groups with a scale: GPTQ, AWQ, and what compressed-tensors packs. No torch.
+
+GPTQ (https://arxiv.org/abs/2210.17323) as AutoGPTQ and GPTQModel store it, AWQ
+(https://arxiv.org/abs/2306.00978) as AutoAWQ's GEMM version does, `pack-quantized` of
+https://github.com/vllm-project/compressed-tensors.
+"""
+
+from dataclasses import dataclass
+
+from quire.pipelines.architectures.config_file import ConfigFile
+from quire.pipelines.architectures.encodings import PackedEncoding, TensorSpec
+from quire.pipelines.architectures.quant_config import QuantConfig
+
+GROUP_SIZES = (32, 64, 128, -1)
+"""Those of the kernels; -1 is one group."""
+
+_PER_WORD = 8
+_SCALE_DTYPES = ("F16", "BF16", "F32")
+_WORDS = ("I32",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _GroupedEncoding(PackedEncoding):
+    """4-bit numbers, eight to a word; `group_size` along K share a scale, -1: all of them."""
+
+    group_size: int
+
+    def groups(self, out_dim: int, in_dim: int) -> int:
+        """How many groups K has; ValueError where words or groups do not come out even."""
+        if out_dim % _PER_WORD or in_dim % _PER_WORD:
+            raise ValueError(f"{self.name} words of {_PER_WORD} numbers in [{out_dim}, {in_dim}]")
+        if in_dim % self.group_size:
+            raise ValueError(f"{self.name} groups of {self.group_size} in {in_dim} columns")
+        return 1 if self.group_size == -1 else in_dim // self.group_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTQEncoding(_GroupedEncoding):
+    """The tensors of `kernels.gptq_awq.matmul_gptq`.
+
+    `zero_offset` as there. `has_act_order`: `g_idx` must be there, which says each row's group.
+    A bias is taken also where the architecture has none: AutoGPTQ once always wrote one.
+    """
+
+    zero_offset: int = 1
+    has_act_order: bool = False
+
+    @property
+    def name(self) -> str:
+        return "gptq"
+
+    def tensors(self, out_dim: int, in_dim: int) -> dict[str, TensorSpec]:
+        groups = self.groups(out_dim, in_dim)
+        return {
+            "qweight": TensorSpec((in_dim // _PER_WORD, out_dim), _WORDS),
+            "qzeros": TensorSpec((groups, out_dim // _PER_WORD), _WORDS),
+            "scales": TensorSpec((groups, out_dim), _SCALE_DTYPES),
+            "g_idx": TensorSpec((in_dim,), _WORDS, is_optional=not self.has_act_order),
+            "bias": TensorSpec((out_dim,), is_optional=True),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class AWQEncoding(_GroupedEncoding):
+    """The tensors of `kernels.gptq_awq.matmul_awq`."""
+
+    @property
+    def name(self) -> str:
+        return "awq"
+
+    def tensors(self, out_dim: int, in_dim: int) -> dict[str, TensorSpec]:
+        groups = self.groups(out_dim, in_dim)
+        return {
+            "qweight": TensorSpec((in_dim, out_dim // _PER_WORD), _WORDS),
+            "qzeros": TensorSpec((groups, out_dim // _PER_WORD), _WORDS),
+            "scales": TensorSpec((groups, out_dim), _SCALE_DTYPES),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackQuantizedEncoding(_GroupedEncoding):
+    """compressed-tensors' `pack-quantized`: numbers -8 to 7, stored plus 8 in words along K.
+
+    Zero points, where there are any, are stored likewise in words along N.
+    """
+
+    is_symmetric: bool = True
+    has_act_order: bool = False
+
+    @property
+    def name(self) -> str:
+        return "pack-quantized"
+
+    def tensors(self, out_dim: int, in_dim: int) -> dict[str, TensorSpec]:
+        groups = self.groups(out_dim, in_dim)
+        found = {
+            "weight_packed": TensorSpec((out_dim, in_dim // _PER_WORD), _WORDS),
+            "weight_scale": TensorSpec((out_dim, groups), _SCALE_DTYPES),
+            "weight_shape": TensorSpec((2,), ("I64", "I32")),
+        }
+        if not self.is_symmetric:
+            found["weight_zero_point"] = TensorSpec((out_dim // _PER_WORD, groups), _WORDS)
+        if self.has_act_order:
+            found["weight_g_idx"] = TensorSpec((in_dim,), _WORDS)
+        return found
+
+
+def read_gptq(section: ConfigFile) -> QuantConfig:
+    """Of `quant_method` gptq.
+
+    Raises:
+        ModelError: other than 4 bits, another group size or format, layers that differ.
+    """
+    _check_bits(section, "bits")
+    refuse_keys(section, ("dynamic", "rotation", "adapter"))
+    for key in ("is_marlin_format", "is_bitblas_format"):
+        if section.boolean(key, False):
+            raise section.wrong(key, "false")
+    if section.string("pack_dtype", "int32") != "int32":
+        raise section.wrong("pack_dtype", "int32")
+    key = "format" if section.has("format") else "checkpoint_format"
+    file_format = section.string(key, "gptq")
+    if file_format not in ("gptq", "gptq_v2"):
+        raise section.wrong(key, "gptq or gptq_v2")
+    encoding = GPTQEncoding(
+        group_size=_group_size(section, "group_size"),
+        zero_offset=1 if file_format == "gptq" else 0,
+        has_act_order=section.boolean("desc_act", False),
+    )
+    return QuantConfig(encoding, () if section.boolean("lm_head", False) else ("lm_head",))
+
+
+def read_awq(section: ConfigFile) -> QuantConfig:
+    """Of `quant_method` awq.
+
+    Raises:
+        ModelError: other than 4 bits and the GEMM version with zero points.
+    """
+    _check_bits(section, "w_bit" if section.has("w_bit") else "bits")
+    if section.string("version", "gemm").lower() != "gemm":
+        raise section.wrong("version", "gemm")
+    if not section.boolean("zero_point", True):
+        raise section.wrong("zero_point", "true")
+    key = "q_group_size" if section.has("q_group_size") else "group_size"
+    encoding = AWQEncoding(group_size=_group_size(section, key))
+    return QuantConfig(encoding, ("lm_head", *names_in(section, "modules_to_not_convert")))
+
+
+def names_in(section: ConfigFile, key: str) -> tuple[str, ...]:
+    """A list of names; none where it is missing."""
+    return section.strings(key) if section.has(key) else ()
+
+
+def refuse_keys(section: ConfigFile, keys: tuple[str, ...]) -> None:
+    """Raise ModelError where one of `keys` says anything: they change what is computed."""
+    for key in keys:
+        if section.has(key) and not section.is_empty(key):
+            raise section.wrong(key, "nothing: it is not supported")
+
+
+def _check_bits(section: ConfigFile, key: str) -> None:
+    if section.integer(key) != 4:
+        raise section.wrong(key, "4")
+
+
+def _group_size(section: ConfigFile, key: str) -> int:
+    size = section.integer(key, minimum=-1)
+    if size not in GROUP_SIZES:
+        raise section.wrong(key, f"one of {', '.join(map(str, GROUP_SIZES))}")
+    return size

@@ -1,0 +1,23 @@
+"""Which architectures a process serves, by its settings. No torch."""
+
+from quire.config.errors import ConfigError
+from quire.config.settings import ModelSettings
+from quire.pipelines.architectures.custom import registered_architectures
+from quire.pipelines.architectures.registry import ANY_NAME, SupportedArchitecture
+from quire.pipelines.huggingface.spec import read_huggingface_spec
+
+HUGGING_FACE = SupportedArchitecture(name=ANY_NAME, example_repo_ids=(), read=read_huggingface_spec)
+
+
+def served_architectures(settings: ModelSettings) -> tuple[SupportedArchitecture, ...]:
+    """Quire's own and `custom_architectures`; with `engine` huggingface whatever transformers has.
+
+    Raises:
+        ConfigError: a module of `custom_architectures` is missing or not what it should be,
+            or would not be used.
+    """
+    if settings.engine == "huggingface":
+        if settings.custom_architectures:
+            raise ConfigError("custom_architectures: --engine huggingface has no use for them")
+        return (HUGGING_FACE,)
+    return registered_architectures(settings.custom_architectures)

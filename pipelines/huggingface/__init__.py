@@ -1,0 +1,1 @@
+"""Models served through transformers' own code: slower, but any that it has."""

@@ -1,0 +1,56 @@
+"""int8 weights with a scale per row. Activations are not quantized."""
+
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import torch
+
+from quire.kernels.int8 import dequantize_int8, matmul_int8
+from quire.pipelines.architectures.encodings import Encoding
+from quire.pipelines.nn.linear_weight import Apply, DenseWeight, LinearWeight
+
+_INT8_MAX = 127
+
+
+class Int8Weight(LinearWeight):
+    """`weight` [N, K] int8, `scale` float32 [N, 1]; made of plain numbers, at load."""
+
+    def __init__(self, weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> None:
+        self.out_dim, self.in_dim = weight.shape
+        self.weight_scale: torch.Tensor = scale
+        self._weight = weight
+        self._dtype = dtype
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self._weight
+
+    @classmethod
+    def from_tensors(
+        cls, encoding: Encoding, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
+    ) -> Self:
+        numbers = DenseWeight.from_tensors(encoding, tensors, torch.float32).dense()
+        scale = numbers.abs().amax(1, keepdim=True) / _INT8_MAX
+        # A row of zeros stays one.
+        stored = (numbers / scale.where(scale > 0, 1.0)).round().to(torch.int8)
+        return cls(stored, scale, dtype)
+
+    @classmethod
+    def stack(cls, parts: Sequence[Self]) -> Self | None:
+        weight = torch.cat([part._weight for part in parts])
+        return cls(weight, torch.cat([part.weight_scale for part in parts]), parts[0]._dtype)
+
+    def select(self, rows: Sequence[slice], columns: slice) -> Self:
+        weight = torch.cat([self._weight[part, columns] for part in rows])
+        scale = torch.cat([self.weight_scale[part] for part in rows])
+        return type(self)(weight, scale, self._dtype)
+
+    def dense(self) -> torch.Tensor:
+        return dequantize_int8(self._weight, self.weight_scale, self._dtype)
+
+    def is_packed_on(self, device: torch.device) -> bool:
+        return device.type == "cuda"
+
+    def apply_packed(self, bias_N: torch.Tensor | None, device: torch.device) -> Apply:
+        weight, scale = self._weight.to(device), self.weight_scale.to(device)
+        return lambda x_TK: matmul_int8(x_TK.contiguous(), weight, scale, bias_N)

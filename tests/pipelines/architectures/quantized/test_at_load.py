@@ -1,0 +1,103 @@
+"""`quantize_at_load`: which layers, what the plan says of them, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from parity.random_models import make_random_model
+
+from quire.config.errors import ConfigError
+from quire.config.settings import ModelSettings
+from quire.pipelines.architectures.load import load_model_spec
+from quire.pipelines.architectures.quantized.at_load import ENCODINGS, quantize_at_load
+from quire.pipelines.architectures.spec import ModelSpec
+from quire.pipelines.kv_cache.memory_plan import plan_memory
+
+GIB = 1024**3
+
+
+def spec_of(folder: Path, family: str = "Llama", **fields: Any) -> ModelSpec:
+    make_random_model(family, **fields).config.save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "architectures": [f"{family}ForCausalLM"]}))
+    return load_model_spec(folder)
+
+
+def linear_sizes(spec: ModelSpec) -> list[tuple[int, int]]:
+    """Of a Llama of `make_random_model`: q, k, v, o, gate, up and down of 3 layers."""
+    return [(64, 64), (32, 64), (32, 64), (64, 64), (96, 64), (96, 64), (64, 96)] * spec.num_layers
+
+
+def test_none_leaves_a_model_as_it_is(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path)
+
+    assert quantize_at_load(spec, "none", "cpu") is spec
+
+
+@pytest.mark.parametrize(
+    ("quantization", "bits", "bytes_per_row"),
+    [("int8", 8, 4), ("fp8", 8, 4), ("q4_0", 4.5, 0), ("q8_0", 8.5, 0)],
+)
+def test_the_layers_take_fewer_bytes_on_a_gpu(
+    quantization: str, bits: float, bytes_per_row: int, tmp_path: Path
+) -> None:
+    dense = spec_of(tmp_path)
+    sizes = linear_sizes(dense)
+    numbers = sum(rows * columns for rows, columns in sizes)
+    others = dense.weight_bytes("bfloat16", "cuda") - 2 * numbers
+
+    spec = quantize_at_load(dense, quantization, "cuda")
+
+    quantized = numbers * bits / 8 + sum(rows for rows, _ in sizes) * bytes_per_row
+    assert spec.weight_bytes("bfloat16", "cuda") == others + quantized
+    assert spec.weight_bytes("bfloat16", "cpu") == dense.weight_bytes("bfloat16", "cpu")
+    assert spec.tensors() == dense.tensors()
+
+
+def test_the_plan_that_is_logged_says_what_is_quantized(tmp_path: Path) -> None:
+    spec = quantize_at_load(spec_of(tmp_path), "int8", "cpu")
+
+    plan = plan_memory(
+        spec, ModelSettings(), dtype="bfloat16", device_type="cpu", device_memory_bytes=GIB
+    )
+
+    numbers = sum(rows * columns for rows, columns in linear_sizes(spec))
+    assert f"to int8: 21 linear layers of {numbers} weights; embedding, norms and head are not" in (
+        plan.table()
+    )
+    assert "a CPU computes with the dequantized numbers" in plan.table()
+
+
+def test_routers_and_experts_stay_as_they_are(tmp_path: Path) -> None:
+    fields = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    spec = quantize_at_load(spec_of(tmp_path, "Qwen3Moe", **fields), "int8", "cpu")
+
+    assert "12 linear layers" in spec.quant.notes[0]
+    for name in ("lm_head", "model.layers.0.mlp.gate", "model.layers.0.mlp.experts.0.up_proj"):
+        assert spec.quant.skips(name)
+    assert not spec.quant.skips("model.layers.0.self_attn.q_proj")
+
+
+def test_a_quantized_checkpoint_is_refused(tmp_path: Path) -> None:
+    method = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    spec = spec_of(tmp_path, quantization_config=method)
+
+    with pytest.raises(ConfigError, match="expected a checkpoint of plain numbers"):
+        quantize_at_load(spec, "int8", "cpu")
+
+
+@pytest.mark.parametrize("quantization", ["q4_0", "q8_0"])
+def test_a_layer_without_whole_blocks_is_refused(quantization: str, tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, intermediate_size=72)
+
+    with pytest.raises(ConfigError, match=f"{quantization}: .* blocks of 32 in 72 columns"):
+        quantize_at_load(spec, quantization, "cpu")
+
+
+def test_every_choice_of_the_setting_has_an_encoding() -> None:
+    for quantization in ENCODINGS:
+        assert ModelSettings(quantization=quantization).quantization == quantization
+    with pytest.raises(ValueError, match="quantization"):
+        ModelSettings(quantization="int4")

@@ -1,0 +1,262 @@
+"""Packed weights against the numbers they were packed from, whole, cut, stacked and multiplied."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from parity.families.quantized import AT_LOAD, METHODS
+
+from quire.config.errors import ModelError
+from quire.pipelines.architectures.config_file import ConfigFile
+from quire.pipelines.architectures.encodings import Encoding
+from quire.pipelines.architectures.quantized.at_load import ENCODINGS
+from quire.pipelines.architectures.quantized.float8 import Float8Encoding, Float8InputScaleSpec
+from quire.pipelines.architectures.quantized.modelopt import read_modelopt
+from quire.pipelines.architectures.quantized.read import read_quant_config
+from quire.pipelines.nn.linear import Linear, StackedLinear
+from quire.pipelines.nn.linear_weight import LinearWeight
+from quire.pipelines.nn.sharding import ShardingStrategy
+from quire.pipelines.nn.weight_kinds import WEIGHT_KINDS
+
+CPU = torch.device("cpu")
+F32 = torch.float32
+OUT, IN = 256, 384
+ALL = {**METHODS, **{f"{name} at load": method for name, method in AT_LOAD.items()}}
+
+
+class Tensors(dict[str, torch.Tensor]):
+    """A checkpoint in memory."""
+
+    def host(self, name: str) -> torch.Tensor:
+        return self[name]
+
+
+def encoding_of(name: str) -> Encoding:
+    method = ALL[name]
+    if name.endswith(" at load"):
+        return ENCODINGS[name.removesuffix(" at load")]
+    if method.own_file:
+        return read_modelopt(ConfigFile("x", method.own_file["quantization"])).encoding
+    config = ConfigFile("config.json", {"quantization_config": method.config})
+    return read_quant_config(config, Path("nowhere")).encoding
+
+
+def random_weight(out_dim: int = OUT, in_dim: int = IN, seed: int = 0) -> torch.Tensor:
+    return torch.randn(out_dim, in_dim, generator=torch.Generator().manual_seed(seed))
+
+
+def packed(name: str, weight: torch.Tensor) -> tuple[torch.Tensor, LinearWeight]:
+    """The numbers that `weight` became, and our reading of them."""
+    numbers, tensors = ALL[name].quantize(weight)
+    encoding = encoding_of(name)
+    return numbers, WEIGHT_KINDS[type(encoding)].from_tensors(encoding, tensors, F32)
+
+
+def layer(name: str, tensors: Mapping[str, torch.Tensor]) -> Linear:
+    checkpoint = Tensors({f"a.{suffix}": tensor for suffix, tensor in tensors.items()})
+    return Linear(IN, OUT, F32, CPU, quantization_encoding=encoding_of(name), name="a").load(
+        checkpoint
+    )
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_numbers_are_those_that_were_packed(name: str) -> None:
+    numbers, weight = packed(name, random_weight())
+
+    assert (weight.out_dim, weight.in_dim) == (OUT, IN)
+    torch.testing.assert_close(weight.dense(), numbers, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_parts_are_the_parts_of_the_numbers(name: str) -> None:
+    numbers, weight = packed(name, random_weight())
+    rows, columns = [slice(128, 256), slice(0, 128)], slice(128, 384)
+    if "order" in name:
+        with pytest.raises(ValueError, match="order of activations"):
+            weight.select(rows, columns)
+        columns = slice(0, IN)
+
+    part = weight.select(rows, columns)
+
+    expected = torch.cat([numbers[run, columns] for run in rows])
+    assert (part.out_dim, part.in_dim) == expected.shape
+    torch.testing.assert_close(part.dense(), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "columns"),
+    [
+        ("gptq", [slice(0, 4)], slice(0, IN)),
+        ("gptq", [slice(0, OUT)], slice(0, 48)),
+        ("gptq one group", [slice(0, OUT)], slice(0, 4)),
+        ("awq", [slice(4, 16)], slice(0, IN)),
+        ("awq", [slice(0, OUT)], slice(16, IN)),
+        ("fp8 blocks", [slice(0, 64)], slice(0, IN)),
+        ("fp8 blocks", [slice(0, OUT)], slice(0, 192)),
+        ("nvfp4", [slice(0, OUT)], slice(0, 24)),
+        ("mxfp4 compressed", [slice(0, OUT)], slice(16, IN)),
+        ("q4_0 at load", [slice(0, OUT)], slice(0, 16)),
+    ],
+)
+def test_a_cut_through_a_group_is_an_error(name: str, rows: list[slice], columns: slice) -> None:
+    _, weight = packed(name, random_weight())
+
+    with pytest.raises(ValueError, match="cannot be cut at"):
+        weight.select(rows, columns)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_projections_of_their_own_scales_are_one_matrix(name: str) -> None:
+    parts = [packed(name, 0.1**seed * random_weight(128, IN, seed)) for seed in range(3)]
+    numbers = torch.cat([part for part, _ in parts])
+    weights = [weight for _, weight in parts]
+
+    stack = type(weights[0]).stack(weights)
+
+    if "nvfp4" in name:
+        assert stack is None
+        stack = type(weights[0]).stack([weights[1], weights[1]])
+        numbers = torch.cat([parts[1][0]] * 2)
+    assert stack is not None
+    torch.testing.assert_close(stack.dense(), numbers, rtol=1e-6, atol=1e-7)
+
+
+def quantized_input(x: torch.Tensor, spec: Float8InputScaleSpec) -> torch.Tensor:
+    """x after its way through fp8, by hand."""
+    if spec.origin.value == "static":
+        scale = torch.tensor(0.02)
+    else:
+        group = spec.block_size[1] if spec.block_size else x.shape[1]
+        scale = x.unflatten(1, (-1, group)).abs().amax(2) / 448
+        scale = scale.repeat_interleave(group, 1)
+    return (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).double() * scale.double()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_kernels_of_a_gpu_compute_with_these_numbers(name: str) -> None:
+    """Their definitions, that is, which run anywhere."""
+    numbers, weight = packed(name, random_weight())
+    x, bias = torch.randn(5, IN), torch.randn(OUT)
+    encoding = encoding_of(name)
+    config = encoding.config if isinstance(encoding, Float8Encoding) else None
+    seen = x.double()
+    if config is not None and config.input_scale is not None:
+        seen = quantized_input(x, config.input_scale)
+    elif name == "fp8 at load":
+        scale = x.abs().amax(1, keepdim=True) / 448
+        seen = (x / scale).to(torch.float8_e4m3fn).double() * scale.double()
+
+    assert weight.is_packed_on(torch.device("cuda"))
+    assert not weight.is_packed_on(CPU)
+    actual = weight.apply_packed(bias, CPU)(x)
+
+    expected = seen @ numbers.double().t() + bias
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_fp8_weights_alone_are_dequantized_everywhere() -> None:
+    encoding = encoding_of("fp8 static")
+    assert isinstance(encoding, Float8Encoding)
+    encoding = replace(encoding, config=replace(encoding.config, input_scale=None))
+    _, tensors = METHODS["fp8 static"].quantize(random_weight())
+    weight = WEIGHT_KINDS[Float8Encoding].from_tensors(encoding, tensors, F32)
+
+    assert not weight.is_packed_on(torch.device("cuda"))
+
+
+def stacked(name: str, weights: list[torch.Tensor], **extra: torch.Tensor) -> StackedLinear:
+    """A layer that was read, of a checkpoint with `weights` as a, b and c."""
+    checkpoint = Tensors(extra)
+    for child, weight in zip("abc", weights, strict=False):
+        for suffix, tensor in ALL[name].quantize(weight)[1].items():
+            checkpoint.setdefault(f"{child}.{suffix}", tensor)
+    layer = StackedLinear(
+        IN,
+        [len(weight) for weight in weights],
+        list("abc")[: len(weights)],
+        F32,
+        CPU,
+        quantization_encoding=encoding_of(name),
+    )
+    return layer.read(checkpoint)
+
+
+def test_stacked_fp8_has_a_scale_per_row_and_the_greatest_scale_of_inputs() -> None:
+    weights = [random_weight(16), 3 * random_weight(8)]
+    scales = {"a.input_scale": torch.tensor([0.5]), "b.input_scale": torch.tensor([0.25])}
+
+    layer = stacked("fp8 static", weights, **scales)
+
+    expected = torch.cat([weight.abs().amax().expand(len(weight), 1) for weight in weights]) / 448
+    assert layer.stacked_weight.dtype == torch.float8_e4m3fn
+    assert layer.stacked_weight.shape == (24, IN)
+    torch.testing.assert_close(layer.stacked_weight_scale, expected)
+    assert layer.stacked_input_scale == 0.5
+    assert layer.stacked_weight_scale_2 is None
+    assert layer.stacked_bias is None
+
+
+def test_stacked_nvfp4_of_different_scales_is_computed_apart() -> None:
+    weights = [random_weight(16), 100 * random_weight(8)]
+    layer = stacked("nvfp4", weights)
+
+    second = METHODS["nvfp4"].quantize(weights[1])[1]["weight_scale_2"]
+    assert layer.stacked_weight_scale_2 == second
+    with pytest.raises(ValueError, match="a and the others cannot be one matrix"):
+        _ = layer.stacked_weight
+    x = torch.randn(3, IN)
+    numbers = torch.cat([METHODS["nvfp4"].quantize(weight)[0] for weight in weights])
+    torch.testing.assert_close(layer.place()(x), x @ numbers.t(), rtol=1e-4, atol=1e-3)
+
+
+def test_what_was_read_is_let_go_of() -> None:
+    layer = stacked("awq", [random_weight(16), random_weight(8)])
+    assert layer.stacked_weight.shape == (IN, 3)
+    layer.place()
+
+    with pytest.raises(RuntimeError, match="not between read and place"):
+        _ = layer.stacked_weight
+
+
+def test_a_bias_that_only_the_checkpoint_has_is_added_beside_none() -> None:
+    bias = torch.arange(16.0)
+    layer = stacked("gptq", [random_weight(16), random_weight(8)], **{"a.bias": bias})
+
+    stacked_bias = layer.stacked_bias
+    assert stacked_bias is not None
+    assert torch.equal(stacked_bias, torch.cat([bias, torch.zeros(8)]))
+
+
+BAD: list[tuple[str, dict[str, torch.Tensor | None], str]] = [
+    ("gptq", {"scales": torch.full((12, OUT), math.nan).half()}, "scales: expected finite"),
+    ("gptq", {"g_idx": torch.full((IN,), 12, dtype=torch.int32)}, "g_idx: expected 0 to 11"),
+    ("gptq", {"g_idx": torch.zeros(IN, dtype=torch.int32)}, "g_idx: expected 32 rows in each gr"),
+    ("awq", {"scales": torch.full((12, OUT), math.inf).half()}, "scales: expected finite"),
+    ("int4 compressed", {"weight_shape": torch.tensor([OUT, 8])}, r"weight_shape: expected \[256"),
+    ("int4 compressed", {"weight_scale": torch.full((OUT, 12), math.nan)}, "weight_scale: exp"),
+    ("fp8 static", {"weight_scale": None}, "expected weight_scale or weight_scale_inv, found noth"),
+    ("fp8 static", {"weight_scale_inv": torch.tensor(1.0)}, "found weight_scale and weight_scale_"),
+    ("fp8 static", {"weight_scale": torch.tensor(math.nan)}, "weight_scale: expected finite"),
+    ("fp8 static", {"input_scale": torch.tensor(0.0)}, "scale of inputs: expected more than 0"),
+    ("nvfp4", {"weight_scale_2": torch.tensor(math.inf)}, "weight_scale_2: expected finite"),
+    ("nvfp4 compressed", {"weight_global_scale": torch.tensor([0.0])}, "another number than 0"),
+    (
+        "mxfp4 compressed",
+        {"weight_scale": torch.full((OUT, 12), 255, dtype=torch.uint8)},
+        "weight_scale: expected finite numbers, found NaN",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "message"), BAD)
+def test_numbers_that_cannot_be_are_an_error_with_the_layers_name(
+    name: str, change: dict[str, torch.Tensor | None], message: str
+) -> None:
+    _, tensors = METHODS[name].quantize(random_weight())
+    changed = {**tensors, **change}
+
+    with pytest.raises(ModelError, match=f"a: .*{message}"):
+        layer(name, {suffix: tensor for suffix, tensor in changed.items() if tensor is not None})

@@ -1,0 +1,171 @@
+"""Layers with a window: pages are released behind it, and not a bit of the logits changes."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from quire.pipelines.core.context import TextContext
+from quire.pipelines.core.messages import EngineStats
+from quire.pipelines.core.plan import PlanRow, StepPlan
+from quire.pipelines.core.sampling_params import SamplingParams
+from quire.pipelines.kv_cache.manager import HeldPages, PagedKVCacheManager
+from quire.pipelines.scheduler.config import SchedulerConfig
+from quire.pipelines.worker.batch import build_inputs
+from quire.pipelines.worker.engine import Engine
+from quire.pipelines.worker.load import LoadedModel
+
+PAGE_SIZE = 16
+CHUNK = 32
+MODELS = [
+    # The first layer keeps all tokens, the others a window.
+    pytest.param(
+        ("Qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}, 25),
+        id="hybrid",
+    ),
+    pytest.param(("Mistral", {"sliding_window": 40}, 8), id="window"),
+]
+Loads = Callable[..., LoadedModel]
+
+
+@pytest.fixture(params=MODELS)
+def load_windowed(request: pytest.FixtureRequest, random_model: Any, load: Any) -> Loads:
+    """`load_windowed(...)`: a model with windows, for contexts of up to 400 tokens.
+
+    `tight` gives it just enough pages for a few of them, or for one.
+    """
+    family, fields, tight_pages = request.param
+    model = random_model(family, max_position_embeddings=400, **fields)
+
+    def load_model(tight: bool = False, **settings: Any) -> LoadedModel:
+        if tight:
+            settings |= {"kv_cache_pages": tight_pages, "max_batch_input_tokens": CHUNK}
+        return load(model, **settings)
+
+    return load_model
+
+
+def manager_of(loaded: LoadedModel) -> PagedKVCacheManager:
+    return PagedKVCacheManager(loaded.plan.groups, page_size=PAGE_SIZE, max_chunk=CHUNK)
+
+
+def poison_free_pages(loaded: LoadedModel, held: HeldPages) -> None:
+    """As if others had written NaN to every page that the context does not hold."""
+    params = loaded.runner._storage.params
+    for index, group in enumerate(params.groups):
+        live = held.tables[index][held.dropped[index] :]
+        free = sorted(set(range(loaded.plan.groups[index].num_pages)) - set(live))
+        for layer in (loaded.runner._storage.layers[number] for number in group.layers):
+            layer.k[free] = torch.nan
+            layer.v[free] = torch.nan
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bits_are_equal_with_and_without_release(
+    dtype: str, load_windowed: Loads, drive: Callable[..., Any]
+) -> None:
+    rng = random.Random(3)
+    history = rng.choices(range(211), k=330)
+    roomy = load_windowed(dtype=dtype)
+    (expected,) = drive(roomy).logits([history], [[(0, len(history))]])
+    loaded = load_windowed(tight=True, dtype=dtype)
+    windowed = loaded.plan.groups[-1]
+    assert windowed.num_pages * PAGE_SIZE < len(history) / 2
+    manager = manager_of(loaded)
+    tokens = np.array(history, dtype=np.int32)
+    context = TextContext(0, tokens, SamplingParams(), max_length=400)
+    held = manager.new_context(b"")
+    assert manager.start(held, manager.no_match(), len(history), 0)
+
+    found, start = [], 0
+    for count in [32] * 5 + [16, 32, 16] + [1] * 75 + [31]:
+        assert manager.extend(held, start, len(history))
+        poison_free_pages(loaded, held)
+        plan = StepPlan([PlanRow(context, start, count, held.tables, False)])
+        inputs = build_inputs(plan, PAGE_SIZE, torch.device("cpu"))
+        found.append(loaded.runner.logits(replace(inputs, logit_rows=torch.arange(count))))
+        start += count
+        manager.advance(held, tokens[:start])
+
+    assert start == len(history)
+    logits = torch.cat(found)
+    assert torch.equal(logits.view(torch.int32), expected.view(torch.int32))
+
+
+def generate(loaded: LoadedModel, contexts: list[TextContext], stagger: int) -> EngineStats:
+    """Run the contexts, `stagger` steps after each other, to their ends."""
+    config = SchedulerConfig(
+        page_groups=loaded.plan.groups,
+        page_size=PAGE_SIZE,
+        max_batch_size=8,
+        max_batch_input_tokens=CHUNK,
+        max_length=loaded.max_length,
+    )
+    engine = Engine(loaded.runner, config, 0)
+    waiting = list(contexts)
+    step = 0
+    while engine.has_work or waiting:
+        if waiting and step % stagger == 0:
+            engine.submit([waiting.pop(0)])
+        engine.step()
+        engine.scheduler.check_integrity()
+        step += 1
+    stats = engine.stats_frame().stats
+    assert stats.used_pages == 0
+    return stats
+
+
+def make_contexts(count: int) -> list[TextContext]:
+    """Contexts that share beginnings; every other is sampled."""
+    rng = random.Random(5)
+    shared = rng.choices(range(211), k=170)
+    contexts = []
+    for number in range(count):
+        prompt = shared[: rng.choice([60, 130, 170])] + rng.choices(range(211), k=5)
+        params = SamplingParams(
+            temperature=float(number % 2), seed=number, max_new_tokens=rng.randint(20, 60)
+        )
+        tokens = np.array(prompt, dtype=np.int32)
+        contexts.append(TextContext(number, tokens, params, max_length=400))
+    return contexts
+
+
+def test_streams_are_equal_alone_and_preempted_in_a_crowd(load_windowed: Loads) -> None:
+    roomy = load_windowed()
+    alone = make_contexts(10)
+    for context in alone:
+        generate(roomy, [context], 1)
+    tight = load_windowed(tight=True)
+    crowd = make_contexts(10)
+
+    stats = generate(tight, crowd, 3)
+
+    assert [c.tokens.all.tolist() for c in crowd] == [c.tokens.all.tolist() for c in alone]
+    assert stats.preemptions > 0
+    assert stats.prefix_hit_tokens > 0
+
+
+def test_a_context_of_many_windows_runs_in_a_pool_of_a_few_pages(
+    random_model: Any, load: Loads, drive: Callable[..., Any]
+) -> None:
+    model = random_model("Mistral", max_position_embeddings=400, sliding_window=40)
+    prompt = list(range(20, 120))
+    (expected,) = contexts = [TextContext(
+        0, np.array(prompt, np.int32), SamplingParams(max_new_tokens=260), max_length=400
+    )]  # fmt: skip
+    drive(load(model, kv_cache_pages=25)).run(contexts, [[(0, 100)], *([[(0, 1)]] * 259)])
+    settings = {"max_batch_input_tokens": CHUNK, "kv_cache_pages": 6}
+    loaded = load(model, **settings)
+    assert [group.num_pages for group in loaded.plan.groups] == [6]
+    assert loaded.max_length == 400
+    context = TextContext(
+        0, np.array(prompt, np.int32), SamplingParams(max_new_tokens=260), max_length=400
+    )
+
+    generate(loaded, [context], 1)
+
+    assert context.tokens.all.tolist() == expected.tokens.all.tolist()
