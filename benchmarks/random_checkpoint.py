@@ -1,7 +1,7 @@
-"""Write a checkpoint of random weights: `python benchmarks/random_checkpoint.py SHAPE FOLDER`.
+"""Write a model folder without weights: `python benchmarks/random_checkpoint.py SHAPE FOLDER`.
 
-Weights are normal with deviation 0.02, never zeros, which would flatter matmuls. The tokenizer is
-the demo model's with made-up words for the other ids, so that every token has text.
+It is served with `--load-format random`. The tokenizer is the demo model's with made-up words for
+the other ids, so that every token has text.
 """
 
 import json
@@ -9,10 +9,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
-from quire.pipelines.architectures.load import load_model_spec
 from quire.pipelines.hf import resolve_model
 
 COMMON = {
@@ -49,7 +45,7 @@ def main() -> None:
     shape, folder = sys.argv[1], Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**COMMON, **SHAPES[shape]}, indent=1))
-    demo = resolve_model("quire-demo", None)
+    demo = resolve_model("quire-demo")
     shutil.copy(demo / "tokenizer_config.json", folder)
     tokenizer = json.loads((demo / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
@@ -57,14 +53,6 @@ def main() -> None:
         f"word{token}": token for token in range(len(vocabulary), SHAPES[shape]["vocab_size"])
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    generator = torch.Generator().manual_seed(0)
-    weights = {
-        name: torch.ones(tensor.shape, dtype=torch.bfloat16)
-        if len(tensor.shape) == 1
-        else (torch.randn(tensor.shape, generator=generator) * 0.02).bfloat16()
-        for name, tensor in load_model_spec(folder).tensors().items()
-    }
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     print(folder)
 
 

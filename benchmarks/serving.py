@@ -1,4 +1,7 @@
-"""Start a fresh server and load it: `python benchmarks/serving.py [MODEL]`. Prints JSON lines."""
+"""Start a fresh server and load it: `python benchmarks/serving.py [MODEL [OPTION ...]]`.
+
+Prints JSON lines. The options are those of `quire serve`, such as `--load-format random`.
+"""
 
 import asyncio
 import re
@@ -33,7 +36,8 @@ def main() -> None:
     started = time.perf_counter()
     with log.open("wb") as sink:
         server = subprocess.Popen(
-            [sys.executable, "-P", "-m", "quire.server", "serve", "--port", "0", "--model", model],
+            [sys.executable, "-P", "-m", "quire.server", "serve", "--port", "0", "--model", model]
+            + sys.argv[2:],
             stdout=sink,
             stderr=subprocess.STDOUT,
         )

@@ -33,6 +33,8 @@ class RequestLimits:
     """One when compiled. It grows with the vocabulary, to 6 MiB for the smallest at 128k tokens."""
     grammar_seconds: float = 10.0
     """Compiling one."""
+    tools: int = 256
+    """Functions in one chat request, and calls in one message of it."""
     choices_of_text: int = 4096
     """Strings in structured_outputs.choice."""
     json_depth: int = 64
@@ -41,7 +43,14 @@ class RequestLimits:
     priority: int = 100
     """Distance of a request's priority from 0, either way; a level is worth seconds of waiting."""
     cache_salt_bytes: int = 64
+    timeout_seconds: float = 86400.0
+    """The longest time limit that a request may set itself."""
+    unknown_fields: int = 128
+    """Fields that nobody knows, in one body."""
     header_bytes: int = 65536
+    headers: int = 100
+    unsent_bytes: int = 65536
+    """Of one reply, waiting for its reader; the stream makes no more until they are taken."""
 
 
 LIMITS = RequestLimits()

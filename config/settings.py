@@ -20,12 +20,28 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from quire.config.api_keys_env import KEY_VARIABLES
 from quire.config.errors import ConfigError
 
 DEMO_MODEL = "quire-demo"
 """The name of the model inside the package."""
 
 ENV_PREFIX = "QUIRE_"
+
+ToolCallParser = Literal[
+    "auto",
+    "none",
+    "hermes",
+    "llama3_json",
+    "pythonic",
+    "mistral",
+    "mistral_list",
+    "deepseek_v3",
+    "deepseek_v31",
+    "harmony",
+    "granite",
+    "phi4_mini",
+]
 
 LoadFormat = Literal["auto", "safetensors", "gguf", "pytorch", "random"]
 
@@ -80,7 +96,7 @@ class ModelSettings(BaseSettings):
     )
     page_size: int = Field(32, description="Tokens in one page of KV memory: 16, 32, 64 or 128.")
     kv_cache_pages: int | None = Field(
-        None, ge=1, description="Pages of KV memory; default: what fits the device."
+        None, ge=1, description="KV pages of the layers that need most; default: what fits."
     )
     kv_cache_memory: ByteSize | None = Field(
         None, description="KV memory, as 2GiB or 500MB; default: what fits the device."
@@ -140,10 +156,23 @@ class ServeSettings(ModelSettings):
         "auto",
         description="Sampling defaults: the model's generation_config.json, or none: OpenAI's.",
     )
+    tool_call_parser: ToolCallParser = Field(
+        "auto",
+        description="How the model writes tool calls; auto tells it by the chat template.",
+    )
+    reasoning_parser: Literal["auto", "none", "think", "harmony"] = Field(
+        "auto",
+        description="How the model marks reasoning; auto tells it by the chat template.",
+    )
+    reasoning_field: Literal["reasoning_content", "reasoning"] = Field(
+        "reasoning_content", description="Field of messages and deltas that holds reasoning."
+    )
     host: str = Field("127.0.0.1", description="Address to bind.")
     port: int = Field(8000, ge=0, le=65535, description="Port to bind; 0 picks a free one.")
     api_key_file: Path | None = Field(
-        None, description="File with one API key per line; without it every caller is let in."
+        None,
+        description="File with one API key, or name:key, per line, read again at SIGHUP; without a "
+        "key here or in QUIRE_API_KEY(S) every caller is let in.",
     )
     insecure: bool = Field(
         False, description="Allow binding a non-loopback address without an API key."
@@ -151,8 +180,31 @@ class ServeSettings(ModelSettings):
     max_queue_size: int = Field(
         256, ge=1, description="Requests admitted beyond max_batch_size before 429."
     )
+    max_concurrency_per_key: int | None = Field(
+        None, ge=1, description="Requests of one API key, running and queued together, before 429."
+    )
     max_request_bytes: ByteSize = Field(
         ByteSize(4 * 1024**2), ge=1024, description="Largest request body."
+    )
+    strict: bool = Field(
+        False, description="Refuse request fields that nobody knows, instead of a warning header."
+    )
+    header_timeout: float = Field(
+        10.0, gt=0.0, description="Seconds in which a request's headers must arrive."
+    )
+    body_timeout: float = Field(
+        30.0, gt=0.0, description="Seconds in which a request's body must arrive."
+    )
+    reader_timeout: float = Field(
+        30.0,
+        gt=0.0,
+        description="Seconds without progress before a client that reads nothing is cut.",
+    )
+    admin_port: int | None = Field(
+        None, ge=0, le=65535, description="Port of the admin routes, on 127.0.0.1; default: none."
+    )
+    admin_key_file: Path | None = Field(
+        None, description="API keys of the admin routes alone; default: those of the API."
     )
     log_format: Literal["console", "json"] = Field(
         "console", description="Log lines for eyes or machines."
@@ -194,6 +246,7 @@ def load(kind: type[S], flags: dict[str, Any], config_file: Path | None = None) 
     for source in reversed(sources):
         merged.update(source())
     known = {f"{ENV_PREFIX}{name}".upper() for name in ServeSettings.model_fields}
+    known.update(KEY_VARIABLES)
     unknown = sorted(
         name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known
     )

@@ -1,6 +1,6 @@
 """The environment of the model worker: this process's own, with threads that spin only briefly."""
 
-import os
+from quire.config.api_keys_env import environment_without_keys
 
 SPIN_COUNT = "5000"
 """How long an OpenMP thread spins before it sleeps.
@@ -12,7 +12,8 @@ libgomp's default 36 / 698, 20000 35 / 172, 5000 45 / 90, never (OMP_WAIT_POLICY
 
 
 def worker_environment() -> dict[str, str]:
-    """What the worker inherits; a value that the user set stays."""
-    if "OMP_WAIT_POLICY" in os.environ:
-        return dict(os.environ)
-    return {"GOMP_SPINCOUNT": SPIN_COUNT, **os.environ}
+    """What the worker inherits: no API key; a value that the user set stays."""
+    inherited = environment_without_keys()
+    if "OMP_WAIT_POLICY" in inherited:
+        return inherited
+    return {"GOMP_SPINCOUNT": SPIN_COUNT, **inherited}

@@ -12,8 +12,9 @@ class RaggedBatch:
     """B contexts with T tokens in all, laid end to end; decode rows (one token) come first.
 
     Device tensors: `input_row_offsets` int32 [B + 1]; `cache_lengths` int32 [B], keys already in
-    pages before this step; `lookup_table` int32 [B, P], page ids in order, padded with 0;
-    `positions` int32 [T]; `slots` int64 [T], page * page_size + offset of each token's KV.
+    pages before this step; `lookup_table` int32 [B, P], page ids in order, 0 where a window has
+    passed and as padding; `positions` int32 [T]; `slots` int64 [T], page * page_size + offset of
+    each token's KV.
     Host values, so that no op waits for the device: `query_lengths` and `kv_lengths` (keys
     including this step's) per context, and `num_decode`, how many leading contexts have one token.
 

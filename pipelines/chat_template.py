@@ -44,6 +44,8 @@ class ChatTemplate:
         own = _RESERVED | environment.globals.keys() | self._special_tokens.keys()
         self.options = frozenset(names - own)
         """Names of the variables that a request may set."""
+        self.takes_tools = "tools" in names
+        """Whether it prints the functions that the model may call."""
         self.knows_developer = "developer" in source
         """Whether messages of the role developer have a form of their own."""
 
@@ -53,9 +55,10 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         options: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         max_characters: int | None = None,
     ) -> str:
-        """The prompt's text.
+        """The prompt's text. `tools` are the functions that the model may call.
 
         Raises:
             ValueError: an option the template does not read, or the template refused the messages.
@@ -67,7 +70,7 @@ class ChatTemplate:
             **self._special_tokens,
             **options,
             "messages": messages,
-            "tools": None,
+            "tools": tools,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }

@@ -66,6 +66,14 @@ def read_embedding_config(folder: Path, default: Pooling) -> EmbeddingConfig:
     )
 
 
+def pooling_files(folder: Path) -> list[str]:
+    """The files in subfolders that `read_embedding_config` reads, by their path in `folder`."""
+    modules = folder / "modules.json"
+    steps = _steps(modules) if modules.is_file() else []
+    poolings = [step for step in steps if step.string("type").endswith(".Pooling")]
+    return [f"{_inside(step)}/config.json" for step in poolings]
+
+
 def _steps(path: Path) -> list[ConfigFile]:
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ModelError(f"{path}: expected at most {MAX_JSON_BYTES} bytes")

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from quire.config.errors import ConfigError, ModelError
 from quire.config.settings import DEMO_MODEL, LoadFormat
 from quire.pipelines.architectures.config_file import ConfigFile
+from quire.pipelines.embedding_config import pooling_files
 from quire.pipelines.weights.formats import SINGLE_FILES, WeightsFormat, format_of
 from quire.pipelines.weights.gguf_file import gguf_files
 
@@ -83,7 +84,9 @@ class HuggingFaceRepo:
             names = self._weights(load_format, folder, sizes)
         except ModelError:
             return None
-        return folder if all(name in sizes for name in names) else None
+        is_complete = all(name in sizes for name in names)
+        is_complete &= all((folder / name).is_file() for name in pooling_files(folder))
+        return folder if is_complete else None
 
     def download(self, load_format: LoadFormat = "auto") -> Path:
         """The snapshot folder, after fetching what the cache lacks; resumes what was cut off."""
@@ -97,6 +100,7 @@ class HuggingFaceRepo:
         for name in names:
             if name not in sizes:
                 raise self._error(f"has no file {name}, which its index lists")
+        names = [*names, *(name for name in pooling_files(folder) if name in sizes)]
         missing = {name: sizes[name] for name in names if not (folder / name).exists()}
         if missing:
             pinned.download_files(missing)

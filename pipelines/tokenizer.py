@@ -67,7 +67,9 @@ class TextTokenizer:
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         """One more than the largest token id."""
         self.longest_token_bytes = max((len(token.encode()) for token in vocabulary), default=1)
-        self.special_token_ids = frozenset(id for id, token in added.items() if token.special)
+        self.special_tokens = {token.content: id for id, token in added.items() if token.special}
+        """Control tokens by their spelling."""
+        self.special_token_ids = frozenset(self.special_tokens.values())
         self.bos_token_id = vocabulary.get(named.get("bos_token", ""))
         self.eos_token_id = vocabulary.get(named.get("eos_token", ""))
         self.chat_template = None if chat_template is None else ChatTemplate(chat_template, named)
@@ -125,10 +127,11 @@ class TextTokenizer:
         messages: Sequence[Mapping[str, Any]],
         chat_template_options: Mapping[str, Any] | None = None,
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         max_tokens: int | None = None,
     ) -> str:
-        """The prompt's text for a conversation.
+        """The prompt's text for a conversation, in which the model may call `tools`.
 
         Raises:
             ValueError: the model has no chat template, or the template refused the messages.
@@ -140,6 +143,7 @@ class TextTokenizer:
             messages,
             add_generation_prompt=add_generation_prompt,
             options=chat_template_options,
+            tools=tools,
             max_characters=None if max_tokens is None else self._max_bytes(max_tokens),
         )
 
@@ -148,6 +152,7 @@ class TextTokenizer:
         messages: Sequence[Mapping[str, Any]],
         chat_template_options: Mapping[str, Any] | None = None,
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         add_special_tokens: bool = False,
@@ -165,17 +170,18 @@ class TextTokenizer:
             ValueError, TextTooLong: as `apply_chat_template`.
         """
         options = dict(chat_template_options or {})
-        texts = list(_strings([*messages, options]))
+        texts = list(_strings([*messages, options, tools]))
         marks = [c for c in _NONCHARACTERS if not any(c in text for text in texts)]
         if len(marks) < 2:
             raise ValueError("the messages hold every Unicode noncharacter")
         mark, end = marks[:2]
         guarded = [self._guard(message, mark) for message in messages]
         if continue_final_message:
-            guarded[-1] = {**guarded[-1], "content": guarded[-1]["content"] + end}
+            guarded[-1] = {**guarded[-1], "content": (guarded[-1]["content"] or "") + end}
         rendered = self.apply_chat_template(
             guarded,
             self._guard(options, mark),
+            tools=None if tools is None else [self._guard(tool, mark) for tool in tools],
             add_generation_prompt=add_generation_prompt,
             max_tokens=max_tokens,
         )
@@ -236,7 +242,7 @@ class TextTokenizer:
                     value = value.replace(spelling, f"{spelling[0]}{mark}{spelling[1:]}")
             return value
         if isinstance(value, Mapping):
-            return {key: self._guard(item, mark) for key, item in value.items()}
+            return {self._guard(key, mark): self._guard(item, mark) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self._guard(item, mark) for item in value]
         return value
@@ -246,7 +252,8 @@ def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for item in value.values():
+        for key, item in value.items():
+            yield from _strings(key)
             yield from _strings(item)
     elif isinstance(value, list | tuple):
         for item in value:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import click
 
 from quire.config.errors import QuireError
-from quire.config.settings import ModelSettings, ServeSettings, load
+from quire.config.settings import LoadFormat, ModelSettings, ServeSettings, load
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -204,14 +204,21 @@ def list_models(as_json: bool) -> None:
 
 
 @main.command("warm-cache")
-@click.option("--model", required=True, help="Hugging Face hub id.")
+@click.option("--model", required=True, help="Hub id: org/name or org/name:file.gguf.")
 @click.option("--revision", default=None, help="Branch, tag or commit.")
+@click.option(
+    "--load-format",
+    type=click.Choice(get_args(LoadFormat)),
+    default="auto",
+    show_default=True,
+    help="Which weights, as for serve.",
+)
 @reports_errors
-def warm_cache(model: str, revision: str | None) -> None:
+def warm_cache(model: str, revision: str | None, load_format: LoadFormat) -> None:
     """Download a hub model ahead of serving it."""
     from quire.pipelines.hf import resolve_model
 
-    click.echo(str(resolve_model(model, revision)))
+    click.echo(str(resolve_model(model, revision, load_format)))
 
 
 @main.command()
@@ -224,8 +231,8 @@ def warm_cache(model: str, revision: str | None) -> None:
 @reports_errors
 def plan(hardware: str | None, **options: Any) -> None:
     """Predict memory, pages, concurrency and step floors without loading the model."""
-    from quire.pipelines.architectures.served import served_architectures
     from quire.pipelines.architectures.load import load_model_spec
+    from quire.pipelines.architectures.served import served_architectures
     from quire.pipelines.forecast import find_hardware, forecast
     from quire.pipelines.hf import resolve_model
 
@@ -259,13 +266,12 @@ def bench(api_key_file: Path | None, as_json: bool, **options: Any) -> None:
 
     import orjson
 
+    from quire.server.auth import read_key_file
     from quire.server.bench import Load, run_load
 
-    keys = api_key_file.read_text().split() if api_key_file else [None]
-    if not keys:
-        raise click.UsageError(f"--api-key-file: {api_key_file} holds no key")
+    key = read_key_file(api_key_file)[0].text if api_key_file else None
     try:
-        report = asyncio.run(run_load(Load(api_key=keys[0], **options)))
+        report = asyncio.run(run_load(Load(api_key=key, **options)))
     except (RuntimeError, OSError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(orjson.dumps(asdict(report)).decode() if as_json else report.table())

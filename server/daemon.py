@@ -22,12 +22,13 @@ from quire.pipelines.architectures.served import served_architectures
 from quire.pipelines.hf import resolve_model
 from quire.pipelines.structured.compile_process import CompilerBoot
 from quire.pipelines.weights.gguf_file import is_gguf
+from quire.server.admin import build_admin_app
 from quire.server.app import build_app
-from quire.server.auth import load_api_keys
+from quire.server.auth import ApiKeys, load_admin_keys, load_api_keys
 from quire.server.engine_client import EngineClient
 from quire.server.errors import EngineUnavailable
 from quire.server.grammars import GrammarCompiler
-from quire.server.http_protocol import BoundedHttpProtocol
+from quire.server.http_protocol import BoundedHttpProtocol, Deadlines, protocol_with
 from quire.server.lifecycle import Lifecycle
 from quire.server.metrics import Metrics
 from quire.server.openai.served import ServedModel
@@ -71,7 +72,10 @@ class Daemon:
         self._names = settings.served_model_name or (default_model_name(settings.model),)
         self._metrics = Metrics(self._names[0])
         self._client = EngineClient(
-            settings.max_batch_size + settings.max_queue_size, self._lifecycle, self._metrics
+            settings.max_batch_size + settings.max_queue_size,
+            self._lifecycle,
+            self._metrics,
+            per_caller=settings.max_concurrency_per_key,
         )
         self._supervisor: Supervisor | None = None
         self._grammars: GrammarCompiler | None = None
@@ -87,32 +91,52 @@ class Daemon:
         """
         setproctitle(f"quire: api {self._names[0]}")
         api_keys = load_api_keys(self._settings)
-        _refuse_open_door(self._settings, bool(api_keys))
+        admin_keys = load_admin_keys(self._settings, api_keys)
+        _check_doors(self._settings, bool(api_keys))
         listener = _bind(self._settings.host, self._settings.port)
         app = build_app(self._settings, self._client, api_keys, self._metrics, self._lifecycle)
-        http = _HttpServer(_uvicorn_config(app))
+        http = _HttpServer(_uvicorn_config(app, self._settings))
+        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, http)
-        host, port = listener.getsockname()[:2]
-        logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+            loop.add_signal_handler(number, self._on_signal, http)
+        loop.add_signal_handler(signal.SIGHUP, _reload, api_keys, admin_keys)
+        admin, administering = self._start_admin(admin_keys)
+        logger.info("listening on %s", _url(listener))
         serving = asyncio.create_task(http.serve(sockets=[listener]))
         engine = asyncio.create_task(self._run_engine(app))
         stopping = asyncio.create_task(self._shutdown.wait())
         await asyncio.wait({serving, engine, stopping}, return_when=asyncio.FIRST_COMPLETED)
         await self._stop(http, serving, engine)
+        admin.should_exit = True
+        await administering
         stopping.cancel()
         failure = self._failure or (self._supervisor.failure if self._supervisor else None)
         if failure is not None:
             raise failure
+
+    def _start_admin(self, keys: ApiKeys) -> tuple[uvicorn.Server, "asyncio.Future[None]"]:
+        """The admin listener and what ends with it; already ended where none is wanted.
+
+        Raises:
+            PortInUse: its port is taken.
+        """
+        settings = self._settings
+        app = build_admin_app(settings, self._client, keys, self._metrics, self._lifecycle)
+        admin = _HttpServer(_uvicorn_config(app, settings))
+        if settings.admin_port is None:
+            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            ended.set_result(None)
+            return admin, ended
+        listener = _bind("127.0.0.1", settings.admin_port, option="admin_port")
+        logger.info("admin on %s", _url(listener))
+        return admin, asyncio.create_task(admin.serve(sockets=[listener]))
 
     async def _run_engine(self, app: FastAPI) -> None:
         try:
             self._lifecycle.on_progress("resolving the model", 0.0)
             settings = self._settings
             # Before a download: a wrong module is a matter of milliseconds.
-            architectures = await _in_thread(
-                lambda: served_architectures(settings)
-            )
+            architectures = await _in_thread(lambda: served_architectures(settings))
             folder = await _in_thread(
                 lambda: resolve_model(settings.model, settings.revision, settings.load_format)
             )
@@ -121,6 +145,8 @@ class Daemon:
                     folder,
                     self._names,
                     use_generation_config=settings.generation_config == "auto",
+                    tool_call_parser=settings.tool_call_parser,
+                    reasoning_parser=settings.reasoning_parser,
                     architectures=architectures,
                 )
             )
@@ -175,13 +201,16 @@ def default_model_name(model: str) -> str:
     return path.resolve().name if path.is_dir() else model
 
 
-def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
+def _uvicorn_config(app: FastAPI, settings: ServeSettings) -> uvicorn.Config:
+    deadlines = Deadlines(
+        header=settings.header_timeout, body=settings.body_timeout, reader=settings.reader_timeout
+    )
     return uvicorn.Config(
         app,
         lifespan="off",
         log_config=None,
         access_log=False,
-        http=BoundedHttpProtocol,
+        http=protocol_with(deadlines),
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -190,7 +219,7 @@ def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
     )
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int, *, option: str = "port") -> socket.socket:
     """A listening address, taken before anything is loaded.
 
     Raises:
@@ -209,17 +238,38 @@ def _bind(host: str, port: int) -> socket.socket:
         if listener is not None:
             listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise PortInUse(f"port: {port} on {host} is already in use") from None
+            raise PortInUse(f"{option}: {port} on {host} is already in use") from None
         raise ConfigError(f"host: cannot bind {host}:{port}: {error.strerror}") from None
     return listener
 
 
-def _refuse_open_door(settings: ServeSettings, has_keys: bool) -> None:
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _check_doors(settings: ServeSettings, has_keys: bool) -> None:
+    """Raises ConfigError where nobody asks for a key, or for something that has no sense so."""
     if settings.host not in _LOOPBACK and not has_keys and not settings.insecure:
         raise ConfigError(
             f"host: {settings.host} is reachable from other machines and no --api-key-file is "
             "given; give one, or --insecure to let everyone in"
         )
+    if settings.max_concurrency_per_key is not None and not has_keys:
+        raise ConfigError("max_concurrency_per_key: needs an --api-key-file or QUIRE_API_KEY")
+    if settings.admin_key_file is not None and settings.admin_port is None:
+        raise ConfigError("admin_key_file: needs an --admin-port")
+
+
+def _reload(*all_keys: ApiKeys) -> None:
+    """At SIGHUP: the key files of now. Open streams go on, whoever's they are."""
+    for keys in dict.fromkeys(all_keys):
+        try:
+            keys.reload()
+        except ConfigError as error:
+            logger.error("API keys not reloaded, those of before stay why=%s", error)
+        else:
+            logger.warning("API keys reloaded keys=%d", len(keys))
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

@@ -1,7 +1,8 @@
 """The engine as the HTTP layer sees it: submit contexts, read token streams."""
 
+import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from quire.pipelines.core.context import TextContext
@@ -30,6 +31,35 @@ class StreamTimes:
     last_token: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who shows a known API key. Keys of one name are one caller, so that a key can be rotated."""
+
+    identity: str
+    """The name, or for a key without one its digest."""
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """The HTTP request that contexts come from."""
+
+    request_id: str = ""
+    """As the client sees it; nothing keeps two requests from having the same."""
+    caller: Caller | None = None
+    arrival: float = field(default_factory=time.monotonic)
+    """Monotonic seconds."""
+    timeout: float | None = None
+    """Seconds from its arrival in which it must be answered; then its contexts are aborted."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the deadline, 0 when it has passed; None without one."""
+        if self.timeout is None:
+            return None
+        return max(0.0, self.arrival + self.timeout - time.monotonic())
+
+
 class TokenStream(Protocol):
     """One context's output. Iterating ends after the chunk whose status is done."""
 
@@ -41,7 +71,8 @@ class TokenStream(Protocol):
     """Of the prompt's tokens after the first, when asked; whole from the first chunk on."""
 
     def __aiter__(self) -> AsyncIterator[TokenChunk]:
-        """Raises GenerationFailed or EngineUnavailable when the context cannot be finished."""
+        """Raises GenerationFailed, EngineUnavailable or DeadlineExceeded when the context cannot
+        be finished."""
 
     def close(self, *, stopped: bool = False) -> None:
         """Stop generating if it has not ended; safe to call at any time, more than once.
@@ -59,14 +90,23 @@ class Engine(Protocol):
     def check_available(self) -> None:
         """Raises EngineUnavailable when nothing can be admitted: loading, or draining."""
 
+    def check_room(self, caller: Caller | None) -> None:
+        """Refuse early what `submit` would refuse: before a body is read and tokenized.
+
+        Raises:
+            Overloaded: the queue is full, or the caller has as many requests as it may.
+            EngineUnavailable: as `check_available`.
+        """
+
     def new_request_id(self) -> int:
         """A number no other context of this process has."""
 
-    def submit(self, contexts: Sequence[TextContext]) -> list[TokenStream]:
+    def submit(self, contexts: Sequence[TextContext], origin: Origin) -> list[TokenStream]:
         """Admit all of them or none.
 
         Raises:
-            InvalidRequest: they are more than the queue can ever hold.
-            Overloaded: the queue has no room for all of them.
+            InvalidRequest: they are more than the queue can ever hold, or a caller ever have.
+            Overloaded: the queue has no room for all of them, or the caller no more requests.
+            DeadlineExceeded: they come too late.
             EngineUnavailable: the model is not loaded yet, or draining, or given up.
         """

@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from quire.config.limits import LIMITS
@@ -26,17 +25,19 @@ from quire.pipelines.core.messages import (
 )
 from quire.pipelines.core.plan import CONSTRAINT_ERRORS
 from quire.pipelines.core.status import TextGenerationStatus
-from quire.server.engine import TokenStream
+from quire.server.capacity import Capacity
+from quire.server.engine import Caller, Origin, TokenStream
 from quire.server.errors import (
     ApiError,
+    DeadlineExceeded,
     EngineUnavailable,
     GenerationFailed,
     InvalidRequest,
-    Overloaded,
 )
 from quire.server.lifecycle import Lifecycle
 from quire.server.live_stream import LiveStream
 from quire.server.metrics import FinishReason, Metrics, RequestTimes
+from quire.server.timelines import Timelines
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +56,21 @@ class ProtocolError(Exception):
 class EngineClient:
     """The engine as the HTTP layer uses it (`server.engine.Engine`).
 
-    `capacity` is how many contexts may be live at once, running and queued together.
+    `capacity` is how many contexts may be live at once, running and queued together, and
+    `per_caller` how many of one API key.
     """
 
-    def __init__(self, capacity: int, lifecycle: Lifecycle, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        lifecycle: Lifecycle,
+        metrics: Metrics,
+        *,
+        per_caller: int | None = None,
+    ) -> None:
         self.max_length = 0
-        self.capacity = capacity
+        self.timelines = Timelines()
+        self._capacity = Capacity(capacity, per_caller, metrics)
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._ids = itertools.count(1)
@@ -70,7 +80,6 @@ class EngineClient:
         self._draining = False
         self._empty = asyncio.Event()
         self._empty.set()
-        self._ended_at: deque[float] = deque(maxlen=64)
         self.last_progress = time.monotonic()
         """When the worker last showed progress, or got its first work."""
 
@@ -96,13 +105,28 @@ class EngineClient:
         if self.max_length == 0:
             raise EngineUnavailable(f"The model is not ready: {self._lifecycle.phase}", 1.0)
 
-    def submit(self, contexts: Sequence[TextContext]) -> list[TokenStream]:
-        self._admit(len(contexts))
+    def check_room(self, caller: Caller | None) -> None:
+        self.check_available()
+        self._capacity.check(1, caller)
+
+    def submit(self, contexts: Sequence[TextContext], origin: Origin) -> list[TokenStream]:
+        self.check_available()
+        seconds_left = origin.seconds_left
+        if origin.timeout is not None and not seconds_left:
+            self._metrics.on_deadline()
+            raise DeadlineExceeded(origin.timeout)
+        self._capacity.check(len(contexts), origin.caller)
         if not self._live:
             self.last_progress = time.monotonic()
-        streams = [LiveStream(context, self._abandon) for context in contexts]
+        streams = [LiveStream(context, self._abandon, origin.caller) for context in contexts]
         for stream in streams:
             self._live[stream.context.request_id] = stream
+            if origin.timeout is not None and seconds_left is not None:
+                stream.deadline = asyncio.get_running_loop().call_later(
+                    seconds_left, self._expire, stream, origin.timeout
+                )
+        self._capacity.add(len(streams), origin.caller)
+        self.timelines.open(origin, streams, self._epoch)
         self._empty.clear()
         self._metrics.on_admission(len(streams))
         if self._send is not None:
@@ -110,6 +134,7 @@ class EngineClient:
         return list(streams)
 
     def reset_prefix_cache(self) -> None:
+        """Make the worker forget every cached page that no live context holds."""
         if self._send is not None:
             self._send(ResetPrefixCache(self._epoch))
 
@@ -127,6 +152,7 @@ class EngineClient:
         self.max_length = ready.max_length
         self.last_progress = time.monotonic()
         self._metrics.on_ready(ready)
+        self.timelines.on_epoch(ready.epoch)
         waiting = sorted(self._live.values(), key=lambda stream: stream.context.request_id)
         for contexts in _parts([stream.context for stream in waiting]):
             send(_submission(ready.epoch, contexts))
@@ -136,6 +162,7 @@ class EngineClient:
         if self._send is None:
             return
         self._send = None
+        self._capacity.num_running = 0
         for stream in list(self._live.values()):
             stream.resumes += 1
             if stream.resumes > MAX_RESUMES:
@@ -154,6 +181,10 @@ class EngineClient:
         now = time.monotonic()
         self.last_progress = now
         self._metrics.on_step(output)
+        self._capacity.num_running = output.stats.running
+        for request_id in output.preempted:
+            if (preempted := self._live.get(request_id)) is not None:
+                preempted.preemptions += 1
         self._add_prompts(output)
         ids = _ints(output, "request_ids")
         bases, tokens = _ints(output, "base_index"), _ints(output, "tokens")
@@ -207,30 +238,6 @@ class EngineClient:
 
     # Inner workings.
 
-    def _admit(self, count: int) -> None:
-        self.check_available()
-        if count > self.capacity:
-            raise InvalidRequest(
-                f"'n' times the number of prompts is {count}; this server admits at most "
-                f"{self.capacity} at once (max_batch_size + max_queue_size)",
-                param="n",
-                code="invalid_value",
-            )
-        if len(self._live) + count > self.capacity:
-            self._metrics.on_rejection("max_num_queued_reqs")
-            raise Overloaded(
-                f"The queue is full: {len(self._live)} requests are running or waiting, the limit "
-                f"is {self.capacity}, this request needs {count}",
-                self._seconds_until_room(count),
-            )
-
-    def _seconds_until_room(self, count: int) -> float:
-        """An estimate from the rate at which requests ended lately, 1 to 60 s."""
-        if len(self._ended_at) < 2:
-            return 1.0
-        rate = (len(self._ended_at) - 1) / max(1e-3, time.monotonic() - self._ended_at[0])
-        return min(60.0, max(1.0, count / rate))
-
     def _observe_token(self, stream: LiveStream, now: float) -> None:
         times = stream.times
         if times.first_token is None:
@@ -245,6 +252,12 @@ class EngineClient:
         self._abort_in_worker(stream)
         self._end(stream, EngineUnavailable("The stream was closed", 1.0))
 
+    def _expire(self, stream: LiveStream, seconds: float) -> None:
+        """The time that the request allowed is over, wherever its context is."""
+        self._metrics.on_deadline()
+        self._abort_in_worker(stream)
+        self._end(stream, DeadlineExceeded(seconds))
+
     def _abort_in_worker(self, stream: LiveStream) -> None:
         if self._send is not None:
             self._send(Abort(self._epoch, [stream.context.request_id]))
@@ -254,8 +267,11 @@ class EngineClient:
             return
         if not self._live:
             self._empty.set()
+        if stream.deadline is not None:
+            stream.deadline.cancel()
+            stream.deadline = None
+        self._capacity.remove(stream.caller)
         now = time.monotonic()
-        self._ended_at.append(now)
         tokens, times = stream.context.tokens, stream.times
         self._metrics.on_request_end(
             RequestTimes(
@@ -267,10 +283,11 @@ class EngineClient:
                 prompt_tokens=tokens.prompt_length,
                 cached_tokens=stream.cached_tokens,
                 generation_tokens=tokens.generated_length,
-                finish_reason=_finish_reason(stream, error),
+                finish_reason=(reason := _finish_reason(stream, error)),
                 max_tokens=stream.context.params.max_new_tokens,
             )
         )
+        self.timelines.on_end(stream, now, reason, error)
         if error is not None:
             stream.fail(error)
 
@@ -307,7 +324,7 @@ def _row_error(reason: str) -> ApiError:
 def _finish_reason(stream: LiveStream, error: ApiError | None) -> FinishReason:
     if stream.was_stopped:
         return "stop"
-    if stream.was_closed:
+    if stream.was_closed or isinstance(error, DeadlineExceeded):
         return "abort"
     if error is not None:
         return "error"

@@ -5,6 +5,7 @@
         UnsupportedParameter     400  code unsupported_parameter
         ContextLengthExceeded    400  code context_length_exceeded
       Unauthorized               401  authentication_error, code invalid_api_key
+      Forbidden                  403  permission_error, code forbidden
       NotFound                   404  invalid_request_error, code not_found
         ModelNotFound            404  code model_not_found
       MethodNotAllowed           405  invalid_request_error, code method_not_allowed
@@ -12,10 +13,12 @@
       PayloadTooLarge            413  invalid_request_error, code payload_too_large
       UnsupportedMediaType       415  invalid_request_error, code unsupported_media_type
       Overloaded                 429  rate_limit_error, code overloaded        + Retry-After
+        KeyOverloaded            429  code key_concurrency_limit
       ClientLeft                 499  invalid_request_error, code client_left, read by logs alone
       GenerationFailed           500  api_error, code generation_failed        + x-should-retry: false
       InternalError              500  api_error, code internal_error
       EngineUnavailable          503  api_error, code engine_unavailable       + Retry-After
+      DeadlineExceeded           504  api_error, code deadline_exceeded        + x-should-retry: false
 
 Messages are from this catalogue and from our own checks; an exception's text never reaches a client.
 """
@@ -88,6 +91,14 @@ class Unauthorized(ApiError):
         return {"www-authenticate": "Bearer"}
 
 
+class Forbidden(ApiError):
+    """A browser's request, or another place's, at a door that is for this machine's tools."""
+
+    status = 403
+    type = "permission_error"
+    code = "forbidden"
+
+
 class NotFound(ApiError):
     """No such route or object."""
 
@@ -158,11 +169,30 @@ class _RetryLater(ApiError):
 
 
 class Overloaded(_RetryLater):
-    """The queue is full."""
+    """The queue is full. `queue_position`: the place a request would have had in it, from 1."""
 
     status = 429
     type = "rate_limit_error"
     code = "overloaded"
+
+    def __init__(
+        self, message: str, retry_after_seconds: float, *, queue_position: int | None = None
+    ) -> None:
+        super().__init__(message, retry_after_seconds)
+        self.queue_position = queue_position
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        headers = dict(super().headers)
+        if self.queue_position is not None:
+            headers["x-queue-position"] = str(self.queue_position)
+        return headers
+
+
+class KeyOverloaded(Overloaded):
+    """The caller's key has as many requests under way as it may."""
+
+    code = "key_concurrency_limit"
 
 
 class EngineUnavailable(_RetryLater):
@@ -181,6 +211,26 @@ class ClientLeft(ApiError):
 
     def __init__(self) -> None:
         super().__init__("The client left")
+
+
+class DeadlineExceeded(ApiError):
+    """The request's own time limit passed, in the queue or later; what ran for it was aborted.
+
+    Whether another attempt makes sense is for the client to say: it set the limit.
+    """
+
+    status = 504
+    code = "deadline_exceeded"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"The request was not finished within its time limit of {seconds:g} s "
+            "('timeout' or x-request-timeout)"
+        )
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"x-should-retry": "false"}
 
 
 class GenerationFailed(ApiError):

@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
+from quire.config.api_keys_env import environment_without_keys
 from quire.config.limits import LIMITS
 from quire.pipelines.core.grammar import Grammar, GrammarSpec
 from quire.pipelines.structured.compile_process import HEADER, Compiled, CompilerBoot
@@ -139,6 +140,7 @@ class GrammarCompiler:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=2**26,
+            env=environment_without_keys(),
         )
         self._process = process
         try:

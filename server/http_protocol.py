@@ -3,13 +3,14 @@ time to be read.
 
 Without them one client can hold a connection open with a byte now and then, make the parser
 buffer a header without end (xinference #5213; uvicorn #157), or keep a reply that it never reads.
-Pass it as `uvicorn.Config(http=...)`.
+Pass `protocol_with(deadlines)` as `uvicorn.Config(http=...)`.
 """
 
 import asyncio
 import http
 import re
 import uuid
+from dataclasses import dataclass
 from typing import Any, cast
 
 from starlette.types import Scope
@@ -17,21 +18,29 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from quire.config.limits import LIMITS
 from quire.server.errors import ApiError, InvalidRequest, RequestTimeout
-from quire.server.middleware import BODY_SECONDS, READER_STALLED, error_response
+from quire.server.middleware import READER_STALLED, error_response
 
-MAX_HEADERS = 100
-HEADER_SECONDS = 10.0
 BODY_GRACE_SECONDS = 5.0
 """A body's time is kept by BodyMiddleware, which can answer; this closes what it already answered."""
-STALLED_READER_SECONDS = 30.0
-"""A client that takes nothing of its reply for this long is cut off, so that the reply holds
-neither KV pages nor memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """Seconds that a connection's other end may take."""
+
+    header: float = 10.0
+    """For the headers of a request."""
+    body: float = 30.0
+    reader: float = 30.0
+    """Without taking anything of its reply; then it is cut off, so that the reply holds neither KV
+    pages nor memory."""
+
 
 _UPGRADE = re.compile(rb"(?<=\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
 
 
 class HeadersTooLarge(InvalidRequest):
-    """More than LIMITS.header_bytes or MAX_HEADERS."""
+    """More than LIMITS.header_bytes or LIMITS.headers."""
 
     status = http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
     code = "headers_too_large"
@@ -41,6 +50,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     """One connection. A request whose headers are too large or too slow is refused and the
     connection closed; so is one whose body does not end long after it was refused, and one whose
     client does not read. A wish to upgrade is ignored, as HTTP allows."""
+
+    deadlines = Deadlines()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -61,7 +72,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._arm(HEADER_SECONDS)
+        transport.set_write_buffer_limits(high=LIMITS.unsent_bytes)
+        self._arm(self.deadlines.header)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
@@ -82,14 +94,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         elif self.cycle.response_complete and self._deadline is None:
             # Bytes between requests stop uvicorn's keep-alive timer and begin no message.
-            self._arm(HEADER_SECONDS)
+            self._arm(self.deadlines.header)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_headers = True
         self._parsed_bytes = 0
         self._unreported_bytes = 0
-        self._arm(HEADER_SECONDS)
+        self._arm(self.deadlines.header)
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
@@ -103,7 +115,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._in_headers = False
         self._in_body = True
         self._has_advanced = True
-        self._arm(BODY_SECONDS + BODY_GRACE_SECONDS)
+        self._arm(self.deadlines.body + BODY_GRACE_SECONDS)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -134,7 +146,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _count(self, size: int) -> None:
         self._parsed_bytes += size
-        if self._parsed_bytes > LIMITS.header_bytes or len(self.headers) >= MAX_HEADERS:
+        if self._parsed_bytes > LIMITS.header_bytes or len(self.headers) >= LIMITS.headers:
             self._refusal = self._too_large()
             # The parser turns what a callback raises into its own error, and stops.
             raise self._refusal
@@ -150,7 +162,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _too_large(self) -> ApiError:
         return HeadersTooLarge(
-            f"The request's headers exceed {LIMITS.header_bytes} bytes or {MAX_HEADERS} fields"
+            f"The request's headers exceed {LIMITS.header_bytes} bytes or {LIMITS.headers} fields"
         )
 
     def _refuse(self, error: ApiError) -> None:
@@ -190,7 +202,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         waiting = self.transport.get_write_buffer_size()
         if waiting and self._reader_check is None:
             self._reader_check = self.loop.call_later(
-                STALLED_READER_SECONDS, self._check_reader, waiting
+                self.deadlines.reader, self._check_reader, waiting
             )
 
     def _stop_watching_reader(self) -> None:
@@ -205,6 +217,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         cast(Scope, self.scope)[READER_STALLED] = True
         self.transport.abort()
+
+
+def protocol_with(deadlines: Deadlines) -> type[BoundedHttpProtocol]:
+    """The protocol class with these deadlines; uvicorn makes its objects."""
+
+    class Protocol(BoundedHttpProtocol):
+        pass
+
+    Protocol.deadlines = deadlines
+    return Protocol
 
 
 def _without_upgrade(data: bytes) -> bytes:

@@ -10,20 +10,29 @@ from collections.abc import AsyncIterator, Callable
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.logprobs import LogProbabilities
 from quire.pipelines.core.status import TextGenerationStatus
-from quire.server.engine import StreamTimes, TokenChunk
+from quire.server.engine import Caller, StreamTimes, TokenChunk
 from quire.server.errors import ApiError
 
 
 class LiveStream:
     """Implements `server.engine.TokenStream` for `EngineClient`."""
 
-    def __init__(self, context: TextContext, on_close: Callable[["LiveStream"], None]) -> None:
+    def __init__(
+        self,
+        context: TextContext,
+        on_close: Callable[["LiveStream"], None],
+        caller: Caller | None = None,
+    ) -> None:
         self.context = context
+        self.caller = caller
         self.cached_tokens = 0
         self.prompt_logprobs: list[LogProbabilities] = []
         self.times = StreamTimes(time.monotonic())
         self.resumes = 0
         """How often a worker died under this context."""
+        self.preemptions = 0
+        """How often a worker put it back into the queue for want of pages."""
+        self.deadline: asyncio.TimerHandle | None = None
         self.error: ApiError | None = None
         self.was_closed = False
         """Whether the reader closed it before its end."""

@@ -34,6 +34,8 @@ class RequestDetails:
 
     model: str | None = None
     """A served name, never the client's spelling."""
+    api_key: str | None = None
+    """The name that the key file gives the caller's key."""
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     generated_tokens: int | None = None
@@ -95,6 +97,11 @@ def configure_logging(log_format: Literal["console", "json"], log_level: str) ->
         }
     )
     logging.captureWarnings(True)
+
+
+def set_log_level(log_level: str) -> None:
+    """Quire's own lines from `log_level` up, from now on; those of libraries as before."""
+    logging.getLogger("quire").setLevel(log_level.upper())
 
 
 def json_formatter() -> JsonFormatter:

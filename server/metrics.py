@@ -36,7 +36,7 @@ from quire.server.metric_families import (
 )
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-RejectionReason = Literal["max_num_queued_reqs"]
+RejectionReason = Literal["max_num_queued_reqs", "max_concurrency_per_key"]
 
 HTTP_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -75,7 +75,7 @@ class Metrics:
         # vLLM's family has no engine label.
         self._rejections = Families(self._registry, {"model_name": model_name}).counters(
             "vllm:admission_rejections",
-            "Requests refused because the queue was full.",
+            "Requests refused because the queue was full, or their key had too many.",
             "reason",
             get_args(RejectionReason),
         )
@@ -196,6 +196,9 @@ class Metrics:
         )
         self._slow_readers = make.counter(
             "quire_slow_readers_aborted", "Streams ended because the client did not read."
+        )
+        self._deadlines = make.counter(
+            "quire_deadlines_exceeded", "Contexts aborted because their request's time was up."
         )
         self._steps = make.counter("quire_steps", "Steps the worker ran.")
         self._step_seconds = make.counter(
@@ -354,6 +357,9 @@ class Metrics:
 
     def on_slow_reader(self) -> None:
         self._slow_readers.inc()
+
+    def on_deadline(self) -> None:
+        self._deadlines.inc()
 
     def on_http_request(self, handler: str, method: str, status: int, seconds: float) -> None:
         """A reply ended. `handler` is a route's template, or "other" for a path without one."""

@@ -7,6 +7,7 @@
 import asyncio
 import json
 import logging
+import math
 import re
 import time
 import uuid
@@ -37,6 +38,7 @@ READER_STALLED = "quire.reader_stalled"
 """The key that `http_protocol` sets in the scope of a request whose client did not read."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]+")
+_TIMEOUT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 _OWN_HEADERS = (b"x-request-id", b"x-content-type-options", b"cache-control")
 
@@ -73,6 +75,7 @@ class RequestMiddleware:
         exchange = _Exchange(scope, receive, send)
         try:
             _check_host(scope)
+            scope["quire.timeout"] = _timeout(scope)
             await self._app(scope, exchange.receive, exchange.send)
         except ApiError as error:
             await self._reply(error, exchange)
@@ -107,7 +110,7 @@ class _Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
-        self.began = time.monotonic()
+        self.began = scope["quire.arrival"] = time.monotonic()
         self.status: int | None = None
         self._receive = receive
         self._send = send
@@ -234,3 +237,19 @@ def _check_host(scope: Scope) -> None:
     hosts = Headers(scope=scope).getlist("host")
     if len(hosts) > 1 or any(not _HOST.fullmatch(host) for host in hosts):
         raise InvalidRequest("Host: not a valid host name")
+
+
+def _timeout(scope: Scope) -> float | None:
+    """Seconds of x-request-timeout; None without it."""
+    values = Headers(scope=scope).getlist("x-request-timeout")
+    if not values:
+        return None
+    seconds = float(values[0]) if len(values) == 1 and _TIMEOUT.fullmatch(values[0]) else math.nan
+    if not 0.0 < seconds <= LIMITS.timeout_seconds:
+        raise InvalidRequest(
+            f"'x-request-timeout' must be seconds above 0 and at most {LIMITS.timeout_seconds:g} "
+            f"(given: {values[0][:32]})",
+            param="x-request-timeout",
+            code="invalid_value",
+        )
+    return seconds

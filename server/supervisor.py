@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -26,6 +26,7 @@ import zmq.asyncio
 from quire.config.errors import ConfigError, EngineLost, ModelError, QuireError
 from quire.config.settings import ModelSettings, ServeSettings
 from quire.config.worker_env import worker_environment
+from quire.pipelines.architectures.custom import module_files
 from quire.pipelines.core.messages import (
     Fatal,
     FromWorker,
@@ -34,6 +35,7 @@ from quire.pipelines.core.messages import (
     StepOutput,
     ToWorker,
 )
+from quire.pipelines.weights.formats import SUFFIXES
 from quire.pipelines.weights.gguf_file import gguf_files, is_gguf
 from quire.pipelines.worker.boot import MAX_MESSAGE_BYTES, Boot
 from quire.pipelines.worker.host import available_cores
@@ -80,7 +82,7 @@ class Supervisor:
             **settings.model_dump(mode="json", include=set(ModelSettings.model_fields)),
             "threads": settings.threads or available_cores(),
         }
-        self._files = _fingerprint(folder)
+        self._files = _fingerprint(folder, settings.custom_architectures)
         self._process: asyncio.subprocess.Process | None = None
         self._last_frame = 0.0
         self._deaths: deque[float] = deque(maxlen=RESTARTS_PER_MINUTE)
@@ -253,7 +255,7 @@ class Supervisor:
             self.failure = EngineLost(
                 f"the model worker died {RESTARTS_PER_MINUTE} times in 60 s, last by {why}"
             )
-        if _fingerprint(self._folder) != self._files:
+        if _fingerprint(self._folder, self._settings.custom_architectures) != self._files:
             self.failure = ModelError(
                 f"{self._folder}: the files changed since the start; open streams cannot be "
                 "resumed on other weights"
@@ -305,12 +307,13 @@ class Supervisor:
             await process.wait()
 
 
-def _fingerprint(folder: Path) -> list[tuple[str, int, int]]:
+def _fingerprint(folder: Path, modules: Sequence[str]) -> list[tuple[str, int, int]]:
     """Name, size and time of change of the files that decide what the model says."""
     if is_gguf(folder):
         paths = [path for path in gguf_files(folder) if path.exists()]
     else:
-        paths = [path for kind in ("*.json", "*.safetensors") for path in folder.glob(kind)]
+        paths = [path for path in folder.iterdir() if path.suffix in (".json", *SUFFIXES)]
+    paths += [path for path in module_files(modules) if path.exists()]
     return sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
 
 

@@ -78,7 +78,9 @@ def flash_attention_ragged(
             from its host values alone: a captured graph of decode rows serves any later step
             whose contexts have no more splits of 512 keys in all.
         scale: factor on the scores, usually D ** -0.5.
-        sliding_window: with a window W, the token at position i reads keys j with i - j < W.
+        sliding_window: with a window W, the token at position i reads keys j with i - j < W. Pages
+            that end before the window of a context's first token are not read: any page, whatever
+            it holds, may stand there in the table.
         soft_cap: the limit of scores.
         sinks: float32 [H].
         k_scale: key = stored * k_scale; `v_scale` likewise.

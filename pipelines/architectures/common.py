@@ -78,7 +78,11 @@ class DecoderSizes:
         )
 
     def rope(
-        self, config: ConfigFile, *, default_share: float = 1.0, default_theta: float = 10000.0
+        self,
+        config: ConfigFile,
+        *,
+        default_share: float | None = None,
+        default_theta: float = 10000.0,
     ) -> RopeSpec:
         """The rotary embedding that config.json describes; defaults as of `read_rope`."""
         return read_rope(
@@ -254,6 +258,7 @@ def decoder_spec(
         layers=tuple(layers),
         final_norm=final_norm,
         lm_head=None if tied else head,
+        tied_head=f"{head_name}.weight" if tied else None,
         logit_scale=logit_scale,
         logit_soft_cap=logit_soft_cap,
         max_position_embeddings=sizes.max_position_embeddings,

@@ -109,6 +109,16 @@ class ConfigFile:
             raise self.wrong(key, "a list of strings")
         return tuple(value)
 
+    def nested_strings(self, key: str) -> tuple[str, ...]:
+        """All strings of a list of lists of strings."""
+        lists = self._get(key, None)
+        found: list[str] = []
+        for items in lists if isinstance(lists, list) else [None]:
+            if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+                raise self.wrong(key, "a list of lists of strings")
+            found += items
+        return tuple(found)
+
     def numbers(self, key: str) -> tuple[float, ...]:
         value = self._get(key, None)
         if not isinstance(value, list) or not all(_is_number(item) for item in value):

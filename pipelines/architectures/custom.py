@@ -42,6 +42,19 @@ def registered_architectures(entries: Sequence[str]) -> tuple[SupportedArchitect
     return (*rows.values(), *(row for row in ARCHITECTURES if row.name not in rows))
 
 
+def module_files(entries: Sequence[str]) -> list[Path]:
+    """The files of the modules that `entries` name, with those inside their packages, as far as
+    this process has imported them."""
+    names = [entry.rpartition(":")[2] for entry in entries]
+    modules = [
+        module
+        for loaded, module in list(sys.modules.items())
+        if any(f"{loaded}.".startswith(f"{name}.") for name in names)
+    ]
+    files = (getattr(module, "__file__", None) for module in modules)
+    return [Path(file) for file in files if file]
+
+
 def _rows(entry: str, module: ModuleType) -> Sequence[SupportedArchitecture]:
     rows = getattr(module, "ARCHITECTURES", None)
     if rows is None:

@@ -14,6 +14,7 @@ from quire.pipelines.architectures.config_file import ConfigFile
 from quire.pipelines.architectures.encodings import DENSE
 from quire.pipelines.architectures.latent_decoder import LatentSizes, latent_layers
 from quire.pipelines.architectures.moe_parts import MoESpec, RouterSpec, SeparateExperts
+from quire.pipelines.architectures.moe_reader import read_expert_counts
 from quire.pipelines.architectures.parts import FeedForwardSpec, MLPSpec, TensorPart
 from quire.pipelines.architectures.spec import ModelSpec
 
@@ -69,6 +70,8 @@ def _v3(config: ConfigFile, architecture: str, *, num_dense: int) -> ModelSpec:
             ),
             scoring="sigmoid",
             renormalize=config.boolean("norm_topk_prob", True),
+            # Without a default: transformers has another for each architecture.
+            routed_scaling=config.number("routed_scaling_factor"),
             num_groups=num_groups,
             top_k_groups=top_k_groups,
             group_score="top2_sum",
@@ -150,13 +153,8 @@ def _mlp(config: ConfigFile, prefix: str, inner_size: int) -> MLPSpec:
 
 def _mixture(config: ConfigFile, prefix: str) -> MoESpec:
     """Softmax over all experts, and experts that every token meets as one wide MLP."""
-    if read_activation(config) != "silu":
-        raise config.wrong("hidden_act", "silu, which is what experts are gated with")
+    num_experts, top_k = read_expert_counts(config, ("n_routed_experts",))
     hidden_size, inner_size = config.integer("hidden_size"), config.integer("moe_intermediate_size")
-    num_experts = config.integer("n_routed_experts")
-    top_k = config.integer("num_experts_per_tok")
-    if top_k > num_experts:
-        raise config.wrong("num_experts_per_tok", f"at most the {num_experts} experts")
     shared = None
     if config.has("n_shared_experts") and not config.is_zero("n_shared_experts"):
         width = inner_size * config.integer("n_shared_experts")

@@ -28,11 +28,7 @@ def read_gpt_neox(config: ConfigFile) -> ModelSpec:
     if sizes.num_kv_heads != sizes.num_heads:
         raise config.wrong("num_key_value_heads", f"{sizes.num_heads}, as many as heads")
     epsilon = config.number("layer_norm_eps", 1e-5)
-    rope = sizes.rope(
-        config,
-        default_share=config.number("rotary_pct", 0.25),
-        default_theta=config.number("rotary_emb_base", 10000.0),
-    )
+    rope = _rope(config, sizes)
     activation = read_activation(config, default="gelu")
     has_bias = config.boolean("attention_bias", True)
     is_parallel = config.boolean("use_parallel_residual", True)
@@ -67,8 +63,16 @@ def read_gpt_neox(config: ConfigFile) -> ModelSpec:
         for index in range(sizes.num_layers)
         for mask in _MASKS
     )
-    repeated_head = ("embed_out.weight",) if spec.tie_word_embeddings else ()
-    return dataclasses.replace(spec, ignored_weights=masks + repeated_head)
+    return dataclasses.replace(spec, ignored_weights=masks)
+
+
+def _rope(config: ConfigFile, sizes: DecoderSizes) -> RopeSpec:
+    share, theta = config.number("rotary_pct", 0.25), config.number("rotary_emb_base", 10000.0)
+    # Names that transformers writes beside its own and does not read.
+    for key, value in (("partial_rotary_factor", share), ("rope_theta", theta)):
+        if config.number(key, value) != value:
+            raise config.wrong(key, f"{value:g}, as of rotary_pct and rotary_emb_base")
+    return sizes.rope(config, default_share=share, default_theta=theta)
 
 
 def _attention(sizes: DecoderSizes, prefix: str, rope: RopeSpec, has_bias: bool) -> AttentionSpec:

@@ -52,15 +52,12 @@ class LatentSizes:
 
     def rope(self, config: ConfigFile, *, is_interleaved: bool) -> RopeSpec:
         """The rotary embedding of the `rope_dim` last numbers of a query."""
-        rope = read_rope(
+        return read_rope(
             config,
             head_dim=self.rope_dim,
             max_position_embeddings=self.decoder.max_position_embeddings,
             is_interleaved=is_interleaved,
         )
-        if rope.rotary_dim != rope.head_dim:
-            raise config.wrong("partial_rotary_factor", "1: qk_rope_head_dim is what turns")
-        return rope
 
 
 def _width(config: ConfigFile, key: str, most: int) -> int:
@@ -136,7 +133,7 @@ def latent_layers(
     residual_multiplier: float = 1.0,
 ) -> list[LayerSpec]:
     """Llama's blocks with latent attention; `feed_forward` has an entry per layer."""
-    epsilon = config.number("rms_norm_eps", 1e-6)
+    epsilon = config.number("rms_norm_eps")
     rope = sizes.rope(config, is_interleaved=is_interleaved)
     has_bias = config.boolean("attention_bias", False)
     hidden_size = sizes.decoder.hidden_size

@@ -46,7 +46,7 @@ def read_minicpm3(config: ConfigFile) -> ModelSpec:
         "MiniCPM3ForCausalLM",
         sizes.decoder,
         layers,
-        final_norm=rms_norm("model.norm", hidden_size, config.number("rms_norm_eps", 1e-5)),
+        final_norm=rms_norm("model.norm", hidden_size, config.number("rms_norm_eps")),
         embedding_scale=config.number("scale_emb", 12.0),
         is_embedding_scale_rounded=True,
         logit_scale=base / hidden_size,

@@ -33,7 +33,7 @@ def ministral3_spec(
     config: ConfigFile, architecture: str, *, prefix: str = "model.", head_name: str = "lm_head"
 ) -> ModelSpec:
     """A decoder of Ministral 3's blocks."""
-    sizes = DecoderSizes.read(config)
+    sizes = DecoderSizes.read(config, default_head_dim=128)
     if config.has("layer_types"):
         raise config.wrong("layer_types", "nothing")
     if not config.has("rope_parameters"):

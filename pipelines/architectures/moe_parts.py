@@ -7,15 +7,17 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
-from quire.pipelines.architectures.encodings import ITEM_BYTES, TensorSpec
+from quire.pipelines.architectures.encodings import DENSE, ITEM_BYTES, Encoding, TensorSpec
 from quire.pipelines.architectures.parts import (
     FeedForwardSpec,
     LinearSpec,
     MLPSpec,
     TensorPart,
     WeightOwner,
+    weight_owners,
 )
 from quire.pipelines.architectures.quant_config import QuantConfig
+from quire.pipelines.architectures.quantized.float8 import BLOCK, Float8Encoding
 
 Scoring = Literal["softmax", "softmax_top_k", "sigmoid"]
 GroupScore = Literal["max", "top2_sum"]
@@ -38,8 +40,12 @@ SWIGLU = GateSpec()
 
 @dataclass(frozen=True, kw_only=True)
 class RouterSpec(LinearSpec):
-    """From a token to a logit per expert; `in_float32`: whatever the dtype of the model."""
+    """From a token to a logit per expert; `in_float32`: whatever the dtype of the model.
 
+    Quantized checkpoints have it in plain numbers, whether they say so or not.
+    """
+
+    encoding: Encoding | None = DENSE
     in_float32: bool = False
 
     def device_bytes(self, quant: QuantConfig, dtype: str, device_type: str) -> int:
@@ -111,6 +117,37 @@ class SeparateExperts(ExpertsSpec):
             out_dims=(self.hidden_size,),
             has_bias=self.has_bias,
         )
+
+    def is_float8(self, quant: QuantConfig) -> bool:
+        """Whether all are fp8 with scales that the matrices of gate and up can share.
+
+        A GPU then keeps them so; of other packed numbers it has the dequantized ones.
+        """
+        modules = [
+            name
+            for expert in range(self.num_experts)
+            for part in (self.up(expert), self.down(expert))
+            for name in part.names
+        ]
+        encodings = {quant.encoding_of(name) for name in modules}
+        first = next(iter(encodings))
+        if len(encodings) > 1 or not isinstance(first, Float8Encoding):
+            return False
+        return not first.config.is_block or self.inner_size % BLOCK == 0
+
+    def device_bytes(self, quant: QuantConfig, dtype: str, device_type: str) -> int:
+        plain = super().device_bytes(quant, dtype, device_type)
+        if device_type == "cpu" or not self.is_float8(quant):
+            return plain
+        numbers = 3 * self.inner_size * self.hidden_size
+        scales = sum(self._scales(part, quant) for part in (self.up(0), self.down(0)))
+        return plain - self.num_experts * ((ITEM_BYTES[dtype] - 1) * numbers - 4 * scales)
+
+    @staticmethod
+    def _scales(part: LinearSpec, quant: QuantConfig) -> int:
+        encoding = quant.encoding_of(part.names[0])
+        is_block = isinstance(encoding, Float8Encoding) and encoding.config.is_block
+        return -(-part.out_dim // BLOCK) * -(-part.in_dim // BLOCK) if is_block else part.out_dim
 
     def tensors(self, quant: QuantConfig) -> dict[str, TensorSpec]:
         found: dict[str, TensorSpec] = {}
@@ -205,3 +242,16 @@ class MoESpec(FeedForwardSpec):
     @property
     def width(self) -> int:
         return self.experts.width + (self.shared.width if self.shared else 0)
+
+
+def expert_notes(part: object, quant: QuantConfig, device_type: str) -> tuple[str, ...]:
+    """What the log of the start says of packed experts, which a GPU computes with in fp8 only."""
+    if device_type == "cpu":
+        return ()
+    names = {
+        quant.encoding_of(owner.down(0).names[0]).name
+        for owner in weight_owners(part)
+        if isinstance(owner, SeparateExperts) and not owner.is_float8(quant)
+    }
+    packed = sorted(names - {DENSE.name})
+    return (f"experts in {', '.join(packed)} are dequantized at load",) if packed else ()

@@ -59,6 +59,6 @@ def text_only(config: ConfigFile, spec: ModelSpec) -> ModelSpec:
         checkpoint_dtype=read_dtype(config) if has_dtype else spec.checkpoint_dtype,
         bos_token_id=next(iter(config.token_ids("bos_token_id")), spec.bos_token_id),
         eos_token_ids=config.token_ids("eos_token_id") or spec.eos_token_ids,
-        ignored_weights=(*blind, f"{HEAD_NAME}.") if spec.tie_word_embeddings else blind,
+        ignored_weights=blind,
         renamed_weights=_OTHER_PREFIXES,
     )

@@ -17,13 +17,15 @@ def read_phi3(config: ConfigFile) -> ModelSpec:
     """Raises ModelError for a key that is missing or wrong."""
     sizes = DecoderSizes.read(config)
     refuse_true(config, "attention_bias", "mlp_bias", "lm_head_bias")
-    _check_rope(config, sizes.rope(config).kind)
+    rope = sizes.rope(config, default_share=1.0)
+    _check_rope(config, rope.kind)
     activation = read_activation(config)
     return llama_spec(
         config,
         "Phi3ForCausalLM",
         sizes,
         windows=(read_window(config),) * sizes.num_layers,
+        ropes=(rope,) * sizes.num_layers,
         feed_forwards=[
             gated_mlp(
                 f"model.layers.{index}.mlp.",

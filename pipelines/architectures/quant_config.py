@@ -20,12 +20,14 @@ class QuantConfig:
     An entry of `skipped` is a module's name as checkpoints have it, or some of its parts that
     follow each other (lm_head, mlp.gate); it also covers the modules inside. It may have
     wildcards, or be a regular expression after `re:` that the name begins with.
+    With `only` just the layers are quantized whose names end with one of these.
     Tensors whose names end with one of `ignored_suffixes` are left unread. `notes` are sentences
     for the log of the start.
     """
 
     encoding: Encoding = DENSE
     skipped: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
     ignored_suffixes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -43,7 +45,9 @@ class QuantConfig:
         return own if self.skips(name) else self.encoding.over(own)
 
     def skips(self, name: str) -> bool:
-        """Whether `skipped` covers the module."""
+        """Whether `skipped` covers the module, or `only` does not have it."""
+        if self.only and not f".{name}".endswith(tuple(f".{entry}" for entry in self.only)):
+            return True
         return any(_covers(entry, name) for entry in self.skipped)
 
 

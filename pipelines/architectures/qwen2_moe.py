@@ -9,6 +9,7 @@ from quire.pipelines.architectures.common import (
     read_layer_types,
 )
 from quire.pipelines.architectures.config_file import ConfigFile
+from quire.pipelines.architectures.encodings import DENSE
 from quire.pipelines.architectures.llama import llama_spec
 from quire.pipelines.architectures.moe_parts import MoESpec, SeparateExperts
 from quire.pipelines.architectures.moe_reader import read_expert_counts, router_spec
@@ -72,7 +73,10 @@ def _with_shared_expert(config: ConfigFile, prefix: str, mixture: MoESpec) -> Mo
             config.integer("shared_expert_intermediate_size"),
         ),
         shared_gate=LinearSpec(
-            names=(f"{prefix}shared_expert_gate",), in_dim=hidden_size, out_dims=(1,)
+            names=(f"{prefix}shared_expert_gate",),
+            in_dim=hidden_size,
+            out_dims=(1,),
+            encoding=DENSE,
         ),
     )
 

@@ -63,21 +63,24 @@ def read_rope(
     max_position_embeddings: int,
     section: ConfigFile | None = None,
     is_interleaved: bool = False,
-    default_share: float = 1.0,
+    default_share: float | None = None,
     default_theta: float = 10000.0,
 ) -> RopeSpec:
     """Read `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (before it).
 
     `section` is read instead where a model has several (Gemma 3). `default_share` and
-    `default_theta` are what a missing `partial_rotary_factor` and `rope_theta` mean.
+    `default_theta` are what a missing `partial_rotary_factor` and `rope_theta` mean; without
+    `default_share` the architecture turns whole heads only.
 
     Raises:
         ModelError: a parameter of the kind is missing or wrong, or the kind is unknown.
     """
-    key = "rope_parameters" if config.has("rope_parameters") else "rope_scaling"
-    rope = config.section(key) if section is None else section
-    share = config.number("partial_rotary_factor", default_share)
+    rope = _section(config) if section is None else section
+    share = config.number("partial_rotary_factor", default_share or 1.0)
     share = rope.number("partial_rotary_factor", share)
+    if default_share is None and share != 1.0:
+        owner = rope if rope.has("partial_rotary_factor") else config
+        raise owner.wrong("partial_rotary_factor", "1: this architecture turns whole heads")
     rotary_dim = int(head_dim * share)
     if not 2 <= rotary_dim <= head_dim or rotary_dim % 2:
         raise config.wrong("partial_rotary_factor", f"an even part of a head of {head_dim}")
@@ -111,6 +114,20 @@ def read_rope(
             return _longrope(rope, base)
     known = [name for name in get_args(RopeKind) if name != "none"]
     raise rope.wrong(kind_key, f"one of {', '.join(known)}")
+
+
+def _section(config: ConfigFile) -> ConfigFile:
+    """The one object that describes all layers."""
+    keys = ("rope_parameters", "rope_scaling")
+    named = [key for key in keys if config.has(key) and not config.is_empty(key)]
+    # transformers 5 takes `rope_scaling` alone then, and forgets the theta beside the other.
+    if len(named) > 1:
+        raise config.wrong("rope_scaling", "nothing beside rope_parameters")
+    rope = config.section(named[0]) if named else ConfigFile(config.name, {})
+    for kind in ("full_attention", "sliding_attention"):
+        if rope.has(kind):
+            raise rope.wrong(kind, "nothing: all layers of this architecture turn alike")
+    return rope
 
 
 def _llama3(rope: ConfigFile, base: RopeSpec) -> RopeSpec:

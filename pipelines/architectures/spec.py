@@ -28,7 +28,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 class ModelSpec:
     """A decoder: an embedding, layers, a norm and a head.
 
-    `lm_head` None: the embedding serves as head too. Logits are multiplied by `logit_scale`, then
+    `lm_head` None: the embedding serves as head too; checkpoints may have it a second time, or
+    only, as `tied_head`. Logits are multiplied by `logit_scale`, then
     limited by `logit_soft_cap` (Gemma 2). `positions` is a learned row per position (GPT-2).
     Checkpoint tensors whose name begins with one of `ignored_weights` are left unread: they belong
     to a part of the checkpoint that is not served. `renamed_weights`: prefixes that some checkpoints
@@ -43,6 +44,7 @@ class ModelSpec:
     layers: tuple[LayerSpec, ...]
     final_norm: NormSpec
     lm_head: LinearSpec | None
+    tied_head: str | None = None
     logit_scale: float = 1.0
     logit_soft_cap: float | None = None
     max_position_embeddings: int
@@ -72,9 +74,8 @@ class ModelSpec:
 
     def ignores(self, name: str) -> bool:
         """Whether a checkpoint may have this tensor although nothing reads it."""
-        repeats_tied_head = self.tie_word_embeddings and name == "lm_head.weight"
-        is_ignored = name.startswith(self.ignored_weights)
-        return repeats_tied_head or is_ignored or name.endswith(self.quant.ignored_suffixes)
+        is_ignored = name == self.tied_head or name.startswith(self.ignored_weights)
+        return is_ignored or name.endswith(self.quant.ignored_suffixes)
 
     @property
     def owners(self) -> tuple[WeightOwner, ...]:

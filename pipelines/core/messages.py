@@ -125,6 +125,8 @@ class StepOutput(msgspec.Struct, tag="step", array_like=True, frozen=True):
     stats: EngineStats
     prompt_logprobs: list[PromptLogProbabilities] = []
     """In order of positions; after a preemption or a resume they come again."""
+    preempted: list[int] = []
+    """Contexts that were put back into the queue since the last frame."""
 
     def array(self, name: str) -> NDArray[np.generic]:
         """One of the raw arrays as numpy."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from quire.config.errors import ConfigError
 from quire.config.settings import ModelSettings
 from quire.pipelines.architectures.encodings import ITEM_BYTES
+from quire.pipelines.architectures.moe_parts import expert_notes
 from quire.pipelines.architectures.spec import ModelSpec
-from quire.pipelines.kv_cache.page_group import PageGroup, most_pages
+from quire.pipelines.kv_cache.page_group import PageGroup, most_pages, window_pages
 from quire.pipelines.kv_cache.params import KVCacheParams
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -54,11 +55,16 @@ class MemoryPlan:
         return self.concurrency_at(self.max_length)
 
     def concurrency_at(self, length: int) -> float:
-        """Contexts of `length` tokens whose pages exist at once, while they are prefilled."""
-        return min(
-            group.num_pages / most_pages(group.window, length, self.page_size, self.max_chunk)
-            for group in self.groups
-        )
+        """Contexts of `length` tokens whose pages exist at once."""
+        return min(self._contexts_of(group, length) for group in self.groups)
+
+    def _contexts_of(self, group: PageGroup, length: int) -> float:
+        held = window_pages(group.window, length, self.page_size)
+        if held == -(-length // self.page_size):
+            return group.num_pages / held
+        # Of a long prompt a step's tokens lie before the window; some context has one.
+        alone = most_pages(group.window, length, self.page_size, self.max_chunk)
+        return min(1.0, group.num_pages / alone) + max(0, group.num_pages - alone) / held
 
     def table(self) -> str:
         """The plan for a person's eyes: aligned rows, then the notes."""
@@ -131,7 +137,7 @@ def plan_memory(
         )
     division = _Division(settings, params, available)
     division.check(length)
-    notes = spec.quant.notes
+    notes = (*spec.quant.notes, *expert_notes(spec, spec.quant, device_type))
     if division.count(length) < max(division.needs(length)):
         length, note = _shorten(division, length)
         notes = (*notes, note)
@@ -186,11 +192,11 @@ def _wanted_length(spec: ModelSpec, settings: ModelSettings) -> int:
 
 
 class _Division:
-    """How many pages each group gets: for as many contexts of one length as the memory holds.
+    """How many pages each group gets.
 
-    Counted in pages of the group in which a context needs most; the others follow in the ratio of
-    needs. Each context counts as if it were prefilled, so contexts that are not, or are shorter,
-    leave room for more of them in the groups with a window.
+    The group in which a context needs most gets what is left after the others, which follow from
+    it: they have the windows of a full batch, or of fewer contexts where one of the greatest
+    length would not fit else, or of up to two batches where there is room for so many.
     """
 
     def __init__(self, settings: ModelSettings, params: KVCacheParams, available: int) -> None:
@@ -204,44 +210,66 @@ class _Division:
         return tuple(most_pages(group.window, length, *sizes) for group in self.params.groups)
 
     def pages(self, length: int) -> tuple[int, ...]:
-        """Of each group, for contexts of `length` tokens."""
-        return self._pages(length, self.count(length))
+        """Of each group, for contexts of up to `length` tokens."""
+        return self._pages(length, *self._best(length, self._given_bytes))
 
-    def _pages(self, length: int, count: int) -> tuple[int, ...]:
-        """As `pages`, where the greatest group has `count`."""
-        needs = self.needs(length)
-        most = max(needs)
-        return tuple(min(count, max(need, -(-count * need // most))) for need in needs)
+    def count(self, length: int) -> int:
+        """Pages of the group with the most."""
+        return self._best(length, self._given_bytes)[0]
 
     def num_bytes(self, pages: tuple[int, ...]) -> int:
         bytes_of = self.params.group_page_bytes
         return sum(count * size for count, size in zip(pages, bytes_of, strict=True))
 
-    def fitting(self, length: int, num_bytes: int) -> int:
-        """Pages of the greatest group, such that all groups fit `num_bytes`."""
-        most = num_bytes // min(self.params.group_page_bytes)
-        return bisect_right(
-            range(1, most + 1), num_bytes, key=lambda n: self.num_bytes(self._pages(length, n))
-        )
+    @property
+    def _given_bytes(self) -> int:
+        return min(self.available, self.settings.kv_cache_memory or self.available)
 
-    def wanted(self, length: int) -> int:
-        """What the settings ask for, or else what could be of use."""
+    def _pages(self, length: int, count: int, contexts: int) -> tuple[int, ...]:
+        """Of each group: `count` where most are needed, elsewhere for the windows of `contexts`."""
+        page_size, needs = self.params.page_size, self.needs(length)
+        step = -(-self.settings.max_batch_input_tokens // page_size)
+        pages = []
+        for group, need in zip(self.params.groups, needs, strict=True):
+            # A page more for each: admission leaves so many free.
+            held = contexts * (window_pages(group.window, length, page_size) + 1) + step
+            pages.append(min(count, max(need, held)))
+        pages[needs.index(max(needs))] = count
+        return tuple(pages)
+
+    def _best(self, length: int, num_bytes: int) -> tuple[int, int]:
+        """`count` and `contexts` of `_pages` such that all pages fit `num_bytes`."""
+        needed, batch = max(self.needs(length)), self.settings.max_batch_size
+        limit = self._limit(length, num_bytes)
+
+        def contexts_at(count: int) -> int:
+            return min(2 * batch, max(batch, count // needed))
+
+        def size(count: int, contexts: int) -> int:
+            return self.num_bytes(self._pages(length, count, contexts))
+
+        counts = range(1, limit + 1)
+        count = bisect_right(counts, num_bytes, key=lambda n: size(n, contexts_at(n)))
+        least = limit if self.settings.kv_cache_pages else min(limit, needed)
+        if count >= least:
+            return count, contexts_at(count)
+        if size(least, 0) > num_bytes:
+            return bisect_right(counts, num_bytes, key=lambda n: size(n, 0)), 0
+        fewer = range(1, batch + 1)
+        return least, bisect_right(fewer, num_bytes, key=lambda n: size(least, n))
+
+    def _limit(self, length: int, num_bytes: int) -> int:
+        """The most pages in a group that are asked for or, if nothing is, of use."""
         settings = self.settings
-        if settings.kv_cache_pages is not None:
-            return settings.kv_cache_pages
         if settings.kv_cache_memory is not None:
-            return self.fitting(length, settings.kv_cache_memory)
-        contexts = settings.max_batch_size
-        tokens = -(-contexts * length // self.params.page_size)
-        return 2 * min(tokens, contexts * max(self.needs(length)))
-
-    def count(self, length: int) -> int:
-        """Pages of the greatest group for contexts of `length` tokens."""
-        return min(self.wanted(length), self.fitting(length, self.available))
+            return num_bytes // min(self.params.group_page_bytes)
+        batch = settings.max_batch_size
+        tokens = -(-batch * length // self.params.page_size)
+        return settings.kv_cache_pages or 2 * min(tokens, batch * max(self.needs(length)))
 
     def check(self, length: int) -> None:
         """Raise ConfigError if the settings contradict each other or ask for too much."""
-        settings, params = self.settings, self.params
+        settings = self.settings
         if settings.max_batch_input_tokens < settings.page_size:
             raise ConfigError(
                 f"max_batch_input_tokens {settings.max_batch_input_tokens} is less than "
@@ -250,16 +278,17 @@ class _Division:
         if settings.kv_cache_pages is not None and settings.kv_cache_memory is not None:
             raise ConfigError("kv_cache_pages and kv_cache_memory are both given; give one")
         if settings.kv_cache_pages is not None:
-            given = f"kv_cache_pages {settings.kv_cache_pages}"
+            given, wanted = f"kv_cache_pages {settings.kv_cache_pages}", settings.kv_cache_pages
         elif settings.kv_cache_memory is not None:
             given = f"kv_cache_memory {format_bytes(settings.kv_cache_memory)}"
+            wanted = self._best(length, settings.kv_cache_memory)[0]
         else:
             return
-        wanted, fitting = self.wanted(length), self.fitting(length, self.available)
         if wanted < 1:
             raise ConfigError(
-                f"{given} is less than one page of {format_bytes(params.bytes_per_page)}"
+                f"{given} is less than one page of {format_bytes(self.params.bytes_per_page)}"
             )
+        fitting = self._best(length, self.available)[0]
         if wanted > fitting:
             raise ConfigError(
                 f"{given} is {wanted} pages; after weights and activations {fitting} pages fit "

@@ -52,3 +52,9 @@ def most_pages(window: int | None, num_tokens: int, page_size: int, max_chunk: i
     """
     pages = -(-num_tokens // page_size)
     return pages if window is None else min(pages, -(-(window - 1 + max_chunk) // page_size) + 1)
+
+
+def window_pages(window: int | None, num_tokens: int, page_size: int) -> int:
+    """The most pages that a context of `num_tokens` tokens holds while it decodes."""
+    pages = -(-num_tokens // page_size)
+    return pages if window is None else min(pages, -(-(window - 1) // page_size) + 1)

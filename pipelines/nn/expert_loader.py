@@ -19,9 +19,10 @@ from quire.pipelines.architectures.moe_parts import (
 from quire.pipelines.architectures.parts import LinearSpec
 from quire.pipelines.architectures.quant_config import QuantConfig
 from quire.pipelines.nn.experts import Experts, GroupedExperts, Matrix, PreparedExperts
-from quire.pipelines.nn.linear import StackedLinear
+from quire.pipelines.nn.linear import Linear, StackedLinear
 from quire.pipelines.nn.linear_weight import Apply
 from quire.pipelines.nn.mxfp4 import as_float8
+from quire.pipelines.nn.quantized.float8 import Float8Weight
 from quire.pipelines.weights.loader import WeightLoader
 
 
@@ -29,9 +30,9 @@ from quire.pipelines.weights.loader import WeightLoader
 class ExpertLoader:
     """`plans` as of `Linear`. Host memory: a projection of a layer beside what is laid out.
 
-    Quantized experts become plain numbers in the dtype of the model, but MXFP4 on a GPU, which
-    becomes float8 with a scale per row (`as_float8`): the grouped matmul takes no other packed
-    numbers.
+    The grouped matmul of a GPU takes fp8 and no other packed numbers. So fp8 stays as it is there,
+    though activations are not quantized, and MXFP4 becomes fp8 with a scale per row (`as_float8`).
+    All else, and all on a CPU, becomes plain numbers in the dtype of the model.
     """
 
     weights: WeightLoader
@@ -61,17 +62,20 @@ class ExpertLoader:
         match spec:
             case SeparateExperts():
                 experts = range(spec.num_experts)
+                read = self._separate
+                if may_pack and spec.is_float8(self.quant):
+                    read = self._separate_float8
                 return (
-                    (self._separate(spec.up(expert)) for expert in experts),
-                    (self._separate(spec.down(expert)) for expert in experts),
+                    (read(spec.up(expert)) for expert in experts),
+                    (read(spec.down(expert)) for expert in experts),
                 )
             case StackedExperts():
                 up, down = (self._of_stack(spec, name, may_pack) for name, *_ in spec.projections)
                 return up, down
         raise TypeError(f"no reader for {type(spec).__name__}")
 
-    def _separate(self, spec: LinearSpec) -> Matrix:
-        layer = StackedLinear(
+    def _children(self, spec: LinearSpec) -> list[Linear]:
+        return StackedLinear(
             spec.in_dim,
             spec.out_dims,
             spec.names,
@@ -80,9 +84,11 @@ class ExpertLoader:
             stacked=len(spec.names) == 1,
             has_bias=spec.has_bias,
             quant_config=self.quant,
-        )
+        ).children
+
+    def _separate(self, spec: LinearSpec) -> Matrix:
         weights, biases = [], []
-        for child in layer.children:
+        for child in self._children(spec):
             weight, bias = child.read(self.weights)
             weights.append(weight.dense())
             if type(child.encoding) is Encoding:
@@ -90,6 +96,15 @@ class ExpertLoader:
             if bias is not None:
                 biases.append(bias)
         return Matrix(torch.cat(weights), torch.cat(biases) if biases else None)
+
+    def _separate_float8(self, spec: LinearSpec) -> Matrix:
+        read = [child.read(self.weights) for child in self._children(spec)]
+        weights = [weight for weight, _ in read if isinstance(weight, Float8Weight)]
+        biases = [bias for _, bias in read if bias is not None]
+        whole = Float8Weight.stack(weights)
+        if whole is None:
+            raise TypeError(f"{spec.names}: fp8 scales that cannot be stacked")
+        return Matrix(whole.weight, torch.cat(biases) if biases else None, whole.weight_scale)
 
     def _of_stack(self, spec: StackedExperts, name: str, may_pack: bool) -> Iterator[Matrix]:
         bias_EN = None

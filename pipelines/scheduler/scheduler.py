@@ -41,6 +41,7 @@ class Scheduler:
         self._prefix_query_tokens = 0
         self._prefix_hit_tokens = 0
         self._preemptions = 0
+        self._preempted: list[int] = []
         self._prefill_tokens = 0
         self._decode_tokens = 0
         self._steps = 0
@@ -135,6 +136,11 @@ class Scheduler:
         """
         return self._kv.take_pages_to_scrub()
 
+    def take_preempted(self) -> list[int]:
+        """Ids of the contexts preempted since the last call."""
+        taken, self._preempted = self._preempted, []
+        return taken
+
     def stats(self) -> EngineStats:
         """All but the times, which the scheduler does not know."""
         return EngineStats(
@@ -219,6 +225,7 @@ class Scheduler:
         entry.context.reset()
         self._waiting.push(entry)
         self._preemptions += 1
+        self._preempted.append(entry.context.request_id)
 
     def _chunk(self, num_tokens: int, budget: int) -> int:
         """How many of `num_tokens` to run: all, or what fits the budget in full pages."""

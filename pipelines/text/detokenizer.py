@@ -9,7 +9,7 @@ class Detokenizer:
     """Decodes a growing sequence of tokens.
 
     The pieces joined equal `tokenizer.decode` of all tokens, however they are fed. Special tokens
-    have no text unless `skip_special_tokens` is False. Bytes of an unfinished character are held
+    have no text unless `skip_special_tokens` is False or they are in `shown_tokens`. Bytes of an unfinished character are held
     back until the character is complete; bytes that cannot become UTF-8 are U+FFFD.
 
     `starts_fresh`: see `TextTokenizer.decode`.
@@ -21,9 +21,11 @@ class Detokenizer:
         *,
         starts_fresh: bool = False,
         skip_special_tokens: bool = True,
+        shown_tokens: frozenset[int] = frozenset(),
     ) -> None:
         self._tokenizer = tokenizer
         self._silent = tokenizer.special_token_ids if skip_special_tokens else frozenset()
+        self._silent -= shown_tokens
         self._strip_next = starts_fresh
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 

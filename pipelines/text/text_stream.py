@@ -41,13 +41,22 @@ class TextStream:
     Stop strings are looked for in the text after the first `min_new_tokens` tokens.
 
     `starts_fresh`: the output is a text of its own (a chat reply), not the prompt's continuation.
+    `shown_tokens`: control tokens that are text whatever the parameters say.
     """
 
     def __init__(
-        self, tokenizer: TextTokenizer, params: SamplingParams, *, starts_fresh: bool = False
+        self,
+        tokenizer: TextTokenizer,
+        params: SamplingParams,
+        *,
+        starts_fresh: bool = False,
+        shown_tokens: frozenset[int] = frozenset(),
     ) -> None:
         self._detokenizer = Detokenizer(
-            tokenizer, starts_fresh=starts_fresh, skip_special_tokens=params.skip_special_tokens
+            tokenizer,
+            starts_fresh=starts_fresh,
+            skip_special_tokens=params.skip_special_tokens,
+            shown_tokens=shown_tokens,
         )
         self._shows_end = params.include_stop_str_in_output
         self._stops = StopStrings(params.stop, include=self._shows_end)

@@ -11,7 +11,7 @@ from quire.pipelines.architectures.encodings import TensorSpec
 from quire.pipelines.weights.formats import WeightsFormat, format_of, weights_format
 from quire.pipelines.weights.gguf_file import is_gguf
 from quire.pipelines.weights.gguf_weights import GGUFWeights
-from quire.pipelines.weights.pytorch_weights import PytorchWeights
+from quire.pipelines.weights.pytorch_weights import PytorchWeights, pickled_files
 from quire.pipelines.weights.random_weights import RandomWeights
 from quire.pipelines.weights.safetensors_weights import (
     INDEX_FILE,
@@ -76,10 +76,10 @@ def load_weights(
 
 
 def _choose_format(path: Path, load_format: LoadFormat) -> WeightsFormat:
-    if path.is_file():
+    if not path.is_dir():
         found = [weights_format([path])]
     else:
-        named = {found for file in path.iterdir() if (found := format_of(file))}
+        named = {format_of(file) for file in path.iterdir()}
         if not SafetensorWeights.is_in(path):
             named.discard(WeightsFormat.safetensors)
         found = [kind for kind in WeightsFormat if kind in named]
@@ -93,13 +93,11 @@ def _choose_format(path: Path, load_format: LoadFormat) -> WeightsFormat:
         others = ", ".join(kind.value for kind in found[1:])
         logger.info("reading %s weights; %s has %s too", found[0].value, path, others)
     if not found or found[0] is WeightsFormat.pytorch:
-        pickles = [file.name for file in path.iterdir() if format_of(file)] if found else []
-        others = (
-            f"; {min(pickles)} is a pickle, which can run code: --load-format pytorch converts it"
-            if pickles
-            else ""
-        )
-        raise ModelError(f"{path}: expected {SINGLE_FILE} or {INDEX_FILE}, found neither{others}")
+        pickles = pickled_files(path)
+        others = f"; {pickles[0]} is a pickle, which can run code" if pickles else ""
+        advice = ": --load-format pytorch converts it" if pickles else ""
+        wanted_files = f"{SINGLE_FILE} or {INDEX_FILE}"
+        raise ModelError(f"{path}: expected {wanted_files}, found neither{others}{advice}")
     return found[0]
 
 

@@ -59,10 +59,12 @@ class WeightLoader:
         """The weight `name` as it is stored, on the host.
 
         Raises:
-            ModelError: it cannot be read.
+            ModelError: it cannot be read, or has numbers of 16 bits or more that are not finite.
         """
         self._read_bytes += self._waiting.pop(name)
         tensor = self._weights.read(name)
+        if tensor.is_floating_point() and tensor.itemsize > 1 and not _is_finite(tensor):
+            raise self._weights.entries[name].wrong("finite values", "NaN or infinity")
         self._progress(self._read_bytes / max(self._total_bytes, 1))
         return tensor
 

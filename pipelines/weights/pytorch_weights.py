@@ -55,7 +55,7 @@ class PytorchWeights(SafetensorWeights):
         super().__init__(target)
 
 
-def has_pickles(folder: Path) -> list[str]:
+def pickled_files(folder: Path) -> list[str]:
     """The names of the pickled files of weights in `folder`."""
     return sorted(
         path.name for path in folder.iterdir() if format_of(path) is WeightsFormat.pytorch
@@ -81,7 +81,7 @@ def _files(folder: Path) -> tuple[list[Path], Mapping[str, str]]:
             if not (folder / name).is_file():
                 raise ModelError(f"{folder / name}: file not found")
         return [folder / name for name in sorted(set(listed.values()))], listed
-    names = has_pickles(folder)
+    names = pickled_files(folder)
     if len(names) != 1:
         found = ", ".join(names) or "nothing"
         raise ModelError(f"{folder}: expected {single}, {index.name} or one file, found {found}")

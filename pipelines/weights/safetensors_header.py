@@ -63,12 +63,15 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             )
         text = file.read(length)
     try:
-        header = json.loads(text)
+        # The library reads UTF-8 only, and each key once: what it refuses is refused here.
+        header = json.loads(text.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: header: expected JSON, found {error}") from None
-    if not isinstance(header, dict):
+    if not isinstance(header, dict) or not text.startswith(b"{"):
         raise ModelError(f"{path}: header: expected a JSON object")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ModelError(f"{path}: __metadata__: expected a JSON object of strings")
     data_start = 8 + length
     entries = [_entry(path, name, fields, data_start) for name, fields in header.items()]
     entries.sort(key=lambda entry: (entry.begin, entry.end))
@@ -85,6 +88,15 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     return {entry.name: entry for entry in entries}
 
 
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r:.80} twice")
+    return found
+
+
 def _entry(path: Path, name: str, value: object, data_start: int) -> TensorEntry:
     try:
         fields = msgspec.convert(value, _Fields)
@@ -94,8 +106,9 @@ def _entry(path: Path, name: str, value: object, data_start: int) -> TensorEntry
         ) from None
     begin, end = (data_start + offset for offset in fields.data_offsets)
     entry = TensorEntry(path, name, fields.dtype, fields.shape, begin, end)
-    needed = prod(fields.shape) * _ITEM_BYTES.get(fields.dtype, 0)
-    if end < begin or (needed and end - begin != needed):
+    item_bytes = _ITEM_BYTES.get(fields.dtype)
+    needed = prod(fields.shape) * (item_bytes or 0)
+    if end < begin or (item_bytes and end - begin != needed):
         raise entry.wrong(
             f"{needed} bytes for {fields.dtype} {list(fields.shape)}",
             f"data_offsets {list(fields.data_offsets)}",

@@ -104,4 +104,5 @@ class Engine:
             input_tokens=input_tokens,
             stats=stats,
             prompt_logprobs=rows.prompt_logprobs,
+            preempted=self.scheduler.take_preempted(),
         )

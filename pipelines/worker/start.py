@@ -6,8 +6,8 @@ from pathlib import Path
 
 from quire.config.settings import ModelSettings
 from quire.kernels.native import library
-from quire.pipelines.architectures.served import served_architectures
 from quire.pipelines.architectures.load import load_model_spec
+from quire.pipelines.architectures.served import served_architectures
 from quire.pipelines.scheduler.config import SchedulerConfig
 from quire.pipelines.structured.matcher import GrammarMatchers
 from quire.pipelines.worker.engine import Engine

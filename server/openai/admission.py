@@ -11,11 +11,17 @@ from starlette.requests import Request
 from quire.config.limits import LIMITS
 from quire.pipelines.chat_template import TextTooLong
 from quire.pipelines.core.context import TextContext
-from quire.pipelines.core.grammar import Grammar
+from quire.pipelines.core.grammar import Grammar, GrammarSpec
 from quire.pipelines.core.sampling_params import MAX_SEED, SamplingParams
 from quire.server.engine import Engine
-from quire.server.errors import ClientLeft, ContextLengthExceeded, InvalidRequest
+from quire.server.errors import (
+    ClientLeft,
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    InvalidRequest,
+)
 from quire.server.openai.body import disconnect
+from quire.server.openai.origin import origin_of
 from quire.server.openai.schema import GenerationRequest
 from quire.server.openai.served import ServedModel
 from quire.server.openai.structured import compiled_grammar, grammar_spec
@@ -123,10 +129,11 @@ def _check_logprob_cells(request: GenerationRequest, prompts: Sequence[Sequence[
     per_token = request.n * (request.num_prompt_logprobs + 1)
     cells = per_token * sum(map(len, prompts))
     if cells > LIMITS.logprob_cells:
+        param = "prompt_logprobs" if request.prompt_logprobs is not None else "logprobs"
         raise InvalidRequest(
-            f"The log-probabilities of the prompts are {cells} values; the limit of a request is "
+            f"'{param}': those of the prompts are {cells} values; the limit of a request is "
             f"{LIMITS.logprob_cells}",
-            param="prompt_logprobs" if request.prompt_logprobs is not None else "logprobs",
+            param=param,
             code="invalid_value",
         )
 
@@ -228,35 +235,58 @@ def _bad_words(served: ServedModel, words: Sequence[str]) -> tuple[tuple[int, ..
     return tuple(dict.fromkeys(filter(None, spelled)))
 
 
-async def grammar_of(
-    http: Request, served: ServedModel, request: GenerationRequest
-) -> Grammar | None:
-    """The grammar that constrains the request's output, if one does. Its body must have been read.
+async def constraint_of(request: GenerationRequest) -> tuple[str, GrammarSpec] | None:
+    """The field that constrains the text of the request's output, and how; None when none does.
 
     Raises:
-        InvalidRequest: it cannot be enforced or compiled.
-        ClientLeft: while it was compiled.
+        InvalidRequest: it cannot be enforced.
     """
     format_, outputs = request.response_format, request.structured_outputs
     if format_ is None and outputs is None:
         return None
     # A schema may be as large as a body, and checking it takes as long as it takes.
-    found = await asyncio.to_thread(grammar_spec, format_, outputs)
+    return await asyncio.to_thread(grammar_spec, format_, outputs)
+
+
+async def grammar_of(
+    http: Request,
+    served: ServedModel,
+    request: GenerationRequest,
+    found: tuple[str, GrammarSpec] | None,
+    *,
+    may_go_on: bool = False,
+) -> Grammar | None:
+    """The compiled grammar of the field that was `found` to constrain the output, if one was.
+    The request's body must have been read. `may_go_on`: text may always follow in it.
+
+    Raises:
+        InvalidRequest: it cannot be enforced or compiled.
+        ClientLeft, DeadlineExceeded: while it was compiled.
+    """
+    if found is None:
+        return None
     compiling = asyncio.create_task(
         compiled_grammar(
             http.app.state.grammars,
             found,
             ends=served.eos_token_ids,
             ignore_eos=request.ignore_eos,
-            min_tokens=request.min_tokens,
+            min_tokens=0 if may_go_on else request.min_tokens,
         )
     )
     leaving = asyncio.create_task(disconnect(http.receive))
     try:
-        await asyncio.wait({compiling, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not compiling.done():
+        origin = origin_of(http.scope, request)
+        await asyncio.wait(
+            {compiling, leaving},
+            timeout=origin.seconds_left,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if compiling.done():
+            return await compiling
+        if leaving.done() or origin.timeout is None:
             raise ClientLeft
-        return await compiling
+        raise DeadlineExceeded(origin.timeout)
     finally:
         compiling.cancel()
         leaving.cancel()

@@ -1,6 +1,7 @@
 """A request's bytes to its checked object, or the error that says what is wrong with them."""
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -13,6 +14,13 @@ from starlette.types import Receive
 from quire.config.limits import LIMITS
 from quire.server.errors import InvalidRequest, UnsupportedMediaType, UnsupportedParameter
 from quire.server.openai.request_model import RequestModel
+from quire.server.openai.unknown_fields import (
+    MAX_SHOWN_CHARACTERS,
+    MAX_SHOWN_FIELDS,
+    check_unknown,
+    printable,
+    shown_name,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -20,9 +28,8 @@ R = TypeVar("R", bound=RequestModel)
 Kind = type[R] | Callable[[Mapping[str, Any]], type[R]]
 """A request's class, or a function that tells it from the fields of the body."""
 
-MAX_SHOWN_CHARACTERS = 64
-MAX_SHOWN_FIELDS = 16
 LARGE_BODY_BYTES = 65536
+MAX_WARNING_CHARACTERS = 2048
 
 
 async def read_request(http: Request, kind: Kind[R]) -> R:
@@ -30,7 +37,7 @@ async def read_request(http: Request, kind: Kind[R]) -> R:
 
     Raises:
         UnsupportedMediaType: not application/json.
-        InvalidRequest, UnsupportedParameter: as `parse`.
+        InvalidRequest, UnsupportedParameter: as `parse` and `check_unknown`.
     """
     media_type = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
@@ -39,8 +46,11 @@ async def read_request(http: Request, kind: Kind[R]) -> R:
     body = await http.body()
     if len(body) > LARGE_BODY_BYTES:
         # Checking it takes long enough to hold up every stream.
-        return await asyncio.to_thread(parse, body, kind)
-    return parse(body, kind)
+        request = await asyncio.to_thread(parse, body, kind)
+    else:
+        request = parse(body, kind)
+    check_unknown(request, strict=http.app.state.settings.strict)
+    return request
 
 
 async def disconnect(receive: Receive) -> None:
@@ -63,7 +73,13 @@ def parse(body: bytes, kind: Kind[R]) -> R:
     # Each level opens with a bracket, so few brackets (in strings or not) mean few levels.
     may_be_deep = body.count(b"{") + body.count(b"[") > LIMITS.json_depth
     if may_be_deep and is_deeper(data, LIMITS.json_depth):
-        raise InvalidRequest(f"The body is nested more than {LIMITS.json_depth} levels deep")
+        name = next(name for name, value in data.items() if is_deeper(value, LIMITS.json_depth - 1))
+        raise InvalidRequest(
+            f"'{shown_name(name)}': the body is nested {_depth(data)} levels deep; the limit is "
+            f"{LIMITS.json_depth}",
+            param=shown_name(name),
+            code="invalid_value",
+        )
     checked: type[R] = kind if isinstance(kind, type) else kind(data)
     try:
         return checked.model_validate(data)
@@ -72,16 +88,25 @@ def parse(body: bytes, kind: Kind[R]) -> R:
         raise _client_error(error) from None
 
 
-def warning_headers(request: RequestModel) -> dict[str, str]:
-    """The header that names fields nobody knows, which is also logged; none when all are known."""
+def warning_headers(request: RequestModel, *warnings: str) -> dict[str, str]:
+    """The header that names fields nobody knows and says other `warnings`, which is also logged;
+    none when there is nothing to say."""
+    said = [_unknown_fields(request), *warnings[:MAX_SHOWN_FIELDS]]
+    if len(warnings) > MAX_SHOWN_FIELDS:
+        said.append(f"{len(warnings) - MAX_SHOWN_FIELDS} more warnings")
+    shown = "; ".join(printable(text)[:MAX_WARNING_CHARACTERS] for text in said if text)
+    return {"x-quire-warning": shown} if shown else {}
+
+
+def _unknown_fields(request: RequestModel) -> str:
     names = list(request.unknown_fields())
     if not names:
-        return {}
-    shown = ", ".join(map(_shown_name, names[:MAX_SHOWN_FIELDS]))
+        return ""
+    shown = ", ".join(map(shown_name, names[:MAX_SHOWN_FIELDS]))
     if len(names) > MAX_SHOWN_FIELDS:
         shown += f" and {len(names) - MAX_SHOWN_FIELDS} more"
     logger.warning("unknown fields ignored fields=%s", shown)
-    return {"x-quire-warning": f"unknown fields ignored: {shown}"}
+    return f"unknown fields ignored: {shown}"
 
 
 def is_deeper(data: Any, levels: int) -> bool:
@@ -97,6 +122,11 @@ def is_deeper(data: Any, levels: int) -> bool:
         if not level:
             return False
     return bool(level)
+
+
+def _depth(data: Any) -> int:
+    # The JSON reader has a limit of its own, far below what this would take long for.
+    return next(levels for levels in itertools.count(1) if not is_deeper(data, levels))
 
 
 def _client_error(error: ValidationError) -> InvalidRequest:
@@ -126,9 +156,3 @@ def _shown(value: Any) -> str:
     if len(text) > MAX_SHOWN_CHARACTERS:
         return f"{text[:MAX_SHOWN_CHARACTERS]}..."
     return text
-
-
-def _shown_name(name: str) -> str:
-    """A field's name as a header can carry it."""
-    printable = (c if c.isascii() and c.isprintable() else "?" for c in name)
-    return "".join(printable)[:MAX_SHOWN_CHARACTERS]

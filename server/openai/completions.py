@@ -10,7 +10,7 @@ from starlette.responses import Response
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.logprobs import LogProbabilities
 from quire.server.engine import Engine
-from quire.server.openai.admission import build_contexts, grammar_of, tokenize
+from quire.server.openai.admission import build_contexts, constraint_of, grammar_of, tokenize
 from quire.server.openai.body import read_request, warning_headers
 from quire.server.openai.generation import ChoiceDelta
 from quire.server.openai.logprobs import (
@@ -19,6 +19,7 @@ from quire.server.openai.logprobs import (
     joined_logprobs,
     prompt_logprobs,
 )
+from quire.server.openai.origin import caller_of
 from quire.server.openai.replies import CompletionChoice
 from quire.server.openai.reply_format import ReplyFormat
 from quire.server.openai.respond import respond
@@ -118,7 +119,7 @@ class CompletionFormat(ReplyFormat):
 async def create_completion(http: Request) -> Response:
     """Continue one or several prompts."""
     engine: Engine = http.app.state.engine
-    engine.check_available()
+    engine.check_room(caller_of(http.scope))
     served: ServedModel = http.app.state.served
     request = await read_request(http, CompletionRequest)
     model = served.resolve(request.model)
@@ -130,7 +131,7 @@ async def create_completion(http: Request) -> Response:
         prompts,
         param="prompt",
         default_max_tokens=DEFAULT_COMPLETION_TOKENS,
-        grammar=await grammar_of(http, served, request),
+        grammar=await grammar_of(http, served, request, await constraint_of(request)),
     )
     firsts = contexts[:: request.n]
     shown = [

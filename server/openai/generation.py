@@ -11,7 +11,7 @@ from quire.pipelines.core.logprobs import LogProbabilities
 from quire.pipelines.core.status import TextGenerationStatus
 from quire.pipelines.text.text_stream import FinishReason, TextStream
 from quire.pipelines.tokenizer import TextTokenizer
-from quire.server.engine import Engine, TokenChunk, TokenStream
+from quire.server.engine import Engine, Origin, TokenChunk, TokenStream
 from quire.server.errors import GenerationFailed, InternalError
 from quire.server.logs import RequestDetails
 from quire.server.openai.body import disconnect
@@ -77,7 +77,7 @@ class Generation:
     One delta waits at most; while it does, the streams gather tokens, so a slow reader gets fewer
     and larger deltas instead of a growing queue. Whoever creates one closes it.
 
-    `starts_fresh`: see `TextStream`. `is_silent`: the request wants the prompt alone. `choices_per_prompt`: contexts that share a prompt, in a row.
+    `starts_fresh`, `shown_tokens`: see `TextStream`. `is_silent`: the request wants the prompt alone. `choices_per_prompt`: contexts that share a prompt, in a row.
 
     Raises:
         Overloaded, EngineUnavailable: from the engine, at construction.
@@ -89,18 +89,25 @@ class Generation:
         contexts: Sequence[TextContext],
         tokenizer: TextTokenizer,
         *,
+        origin: Origin,
         choices_per_prompt: int,
         starts_fresh: bool,
         is_silent: bool = False,
+        shown_tokens: frozenset[int] = frozenset(),
     ) -> None:
         self._choices = [
             _Choice(
                 index,
                 stream,
-                TextStream(tokenizer, stream.context.params, starts_fresh=starts_fresh),
+                TextStream(
+                    tokenizer,
+                    stream.context.params,
+                    starts_fresh=starts_fresh,
+                    shown_tokens=shown_tokens,
+                ),
                 is_silent=is_silent,
             )
-            for index, stream in enumerate(engine.submit(contexts))
+            for index, stream in enumerate(engine.submit(contexts, origin))
         ]
         self._first_choices = self._choices[::choices_per_prompt]
         self._unfinished = len(self._choices)

@@ -32,7 +32,7 @@ NEVER = Harmless()
 OFF = Harmless((False,))
 ON = Harmless((True,))
 EMPTY = Harmless(([], {}, ""))
-_TOOLS = "tools are not served"
+_TOOLS = "use tools"
 _SAMPLER = "see top_k, top_p, min_p, temperature and the penalties"
 
 SAMPLING: Mapping[str, Harmless] = {
@@ -62,6 +62,7 @@ SAMPLING: Mapping[str, Harmless] = {
     "max_new_tokens": Harmless(hint="use max_tokens"),
     "min_new_tokens": Harmless(hint="use min_tokens"),
     "n_probs": Harmless((0,), "use logprobs"),
+    "t_max_predict_ms": Harmless((-1, 0), "use timeout"),
 }
 
 CONSTRAINTS: Mapping[str, Harmless] = {
@@ -111,18 +112,13 @@ CHAT: Mapping[str, Harmless] = {
     **SAMPLING,
     **CONSTRAINTS,
     **ENGINE,
-    "tools": Harmless(([],), _TOOLS),
-    "tool_choice": Harmless(("none",), _TOOLS),
-    "parallel_tool_calls": Harmless((True, False)),
     "functions": Harmless(([],), _TOOLS),
     "function_call": Harmless(("none",), _TOOLS),
     "modalities": Harmless((["text"],), "only text is served"),
     "audio": NEVER,
     "prediction": NEVER,
     "web_search_options": NEVER,
-    "reasoning": NEVER,
-    "reasoning_effort": Harmless(hint="see chat_template_kwargs"),
-    "include_reasoning": ON,
+    "reasoning": Harmless(hint="use reasoning_effort"),
     "separate_reasoning": ON,
     "thinking_token_budget": NEVER,
     "echo": OFF,
@@ -139,15 +135,15 @@ TOKENIZE_CHAT: Mapping[str, Harmless] = {
         "documents",
         "media_io_kwargs",
         "mm_processor_kwargs",
-        "tools",
     )
 }
 
 MESSAGE: Mapping[str, Harmless] = {
-    "tool_calls": Harmless(([],), _TOOLS),
-    "function_call": Harmless(hint=_TOOLS),
+    "function_call": Harmless(hint="use tool_calls"),
     "audio": NEVER,
 }
+
+TOOL_CALL: Mapping[str, Harmless] = {"custom": NEVER}
 
 NO_EFFECT: Mapping[str, type] = {
     "user": str,

@@ -17,13 +17,16 @@ class ReplyFormat(ABC):
     id_prefix: str
     whole_object: str
     chunk_object: str
+    shown_tokens: frozenset[int] = frozenset()
+    """Control tokens that this format reads in the text."""
 
     def __init__(self, served: ServedModel, model: str, *, shows_token_ids: bool = False) -> None:
         self.tokenizer = served.tokenizer
         self.model = model
         self.shows_token_ids = shows_token_ids
+        self.id = f"{self.id_prefix}-{uuid.uuid4().hex}"
         self._head: dict[str, Any] = {
-            "id": f"{self.id_prefix}-{uuid.uuid4().hex}",
+            "id": self.id,
             "object": self.whole_object,
             "created": int(time.time()),
             "model": model,

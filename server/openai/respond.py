@@ -10,6 +10,7 @@ from starlette.responses import Response
 from quire.pipelines.core.context import TextContext
 from quire.server.logs import request_details
 from quire.server.openai.generation import ChoiceDelta, Generation
+from quire.server.openai.origin import origin_of
 from quire.server.openai.reply_format import ReplyFormat
 from quire.server.openai.schema import GenerationRequest, StreamOptions
 from quire.server.openai.sse import EventStream
@@ -39,9 +40,11 @@ async def respond(
         http.app.state.engine,
         contexts,
         reply.tokenizer,
+        origin=origin_of(http.scope, request),
         choices_per_prompt=request.n,
         starts_fresh=starts_fresh,
         is_silent=request.token_limit[1] == 0,
+        shown_tokens=reply.shown_tokens,
     )
     details = request_details(http.scope)
     details.model = reply.model

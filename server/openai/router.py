@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from quire.config.limits import LIMITS
 from quire.server.openai.chat import create_chat_completion
 from quire.server.openai.completions import create_completion
 from quire.server.openai.invocations import invoke
@@ -26,13 +27,21 @@ _ERRORS = {
     400: "A field is wrong, or not supported.",
     401: "No valid API key.",
     404: "No such model.",
+    408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is not application/json.",
-    429: "The queue is full; see Retry-After.",
+    429: "The queue is full, or the key has too many requests; see Retry-After.",
     500: "The model failed on this request.",
     503: "Not ready, or shutting down; see Retry-After.",
+    504: "The request's own time limit passed.",
 }
 _MODEL_ERRORS = (401, 404, 503)
+_TIMEOUT_HEADER = {
+    "name": "x-request-timeout",
+    "in": "header",
+    "description": "Seconds after which the request is given up; the shorter of this and timeout.",
+    "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": LIMITS.timeout_seconds},
+}
 
 
 def build_router() -> APIRouter:
@@ -44,7 +53,7 @@ def build_router() -> APIRouter:
         methods=["POST"],
         response_model=None,
         responses=_responses(ChatCompletion, ChatCompletionChunk),
-        openapi_extra=_body(ChatCompletionRequest),
+        openapi_extra=_generation(ChatCompletionRequest),
     )
     router.add_api_route(
         "/completions",
@@ -52,7 +61,7 @@ def build_router() -> APIRouter:
         methods=["POST"],
         response_model=None,
         responses=_responses(Completion, Completion),
-        openapi_extra=_body(CompletionRequest),
+        openapi_extra=_generation(CompletionRequest),
     )
     errors: dict[int | str, dict[str, Any]] = {status: _error(status) for status in _MODEL_ERRORS}
     router.add_api_route("/models", list_models, methods=["GET"], responses=errors)
@@ -66,7 +75,7 @@ def build_root_router() -> APIRouter:
     """The routes that clients of vLLM and SageMaker expect outside /v1."""
     router = APIRouter(tags=["tokens"])
     add_tokenization_routes(
-        router, _body, {status: _error(status) for status in (400, 413, 415, *_MODEL_ERRORS)}
+        router, _body, {status: _error(status) for status in (400, 408, 413, 415, *_MODEL_ERRORS)}
     )
     router.add_api_route(
         "/invocations",
@@ -74,7 +83,7 @@ def build_root_router() -> APIRouter:
         methods=["POST"],
         response_model=None,
         responses=_responses(ChatCompletion | Completion, ChatCompletionChunk),
-        openapi_extra=_body(ChatCompletionRequest, CompletionRequest),
+        openapi_extra=_generation(ChatCompletionRequest, CompletionRequest),
     )
     return router
 
@@ -89,6 +98,11 @@ def _responses(whole: Any, chunk: Any) -> dict[int | str, dict[str, Any]]:
 
 def _error(status: int) -> dict[str, Any]:
     return {"model": ErrorReply, "description": _ERRORS[status]}
+
+
+def _generation(*kinds: type[RequestModel]) -> dict[str, Any]:
+    """A request body, and the header that says how long its reply may take."""
+    return {**_body(*kinds), "parameters": [_TIMEOUT_HEADER]}
 
 
 def _body(*kinds: type[RequestModel]) -> dict[str, Any]:

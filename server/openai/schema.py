@@ -6,10 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BeforeValidator,
-    Discriminator,
     Field,
     PlainValidator,
-    Tag,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -18,12 +16,16 @@ from pydantic import (
 from quire.config.limits import LIMITS
 from quire.pipelines.core.sampling_params import MAX_SEED
 from quire.server.openai import known_fields
-from quire.server.openai.known_fields import Harmless, unsupported
+from quire.server.openai.conversation import Conversation
+from quire.server.openai.known_fields import Harmless
 from quire.server.openai.request_model import RequestModel, refusal
 from quire.server.openai.structured import ResponseFormat, StructuredOutputs
+from quire.server.openai.tools.request import ToolChoice, check_tools
 
 DEFAULT_COMPLETION_TOKENS = 16
 _INT32 = 2**31 - 1
+
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 Prompt = str | list[int]
 TokenId = Annotated[int, Field(ge=0, le=_INT32)]
@@ -142,6 +144,13 @@ class GenerationRequest(RequestModel):
         0, ge=-LIMITS.priority, le=LIMITS.priority, description="Lower runs first."
     )
     cache_salt: str | None = Field(None, min_length=1)
+    timeout: float | None = Field(
+        None,
+        gt=0.0,
+        le=LIMITS.timeout_seconds,
+        allow_inf_nan=False,
+        description="Seconds after which the request is given up; as the header x-request-timeout.",
+    )
 
     @property
     def token_limit(self) -> tuple[str, int | None]:
@@ -227,74 +236,6 @@ class CompletionRequest(GenerationRequest):
         return self
 
 
-class TextPart(RequestModel):
-    """A piece of a message's content."""
-
-    type: Literal["text"]
-    text: str
-
-    @field_validator("type", mode="before")
-    @classmethod
-    def _only_text(cls, value: Any) -> Any:
-        if value in ("image_url", "input_audio", "audio_url", "video_url", "file", "refusal"):
-            raise unsupported("", "only text parts are served")
-        return value
-
-
-def _content_kind(value: Any) -> str:
-    return "<parts>" if isinstance(value, list) else "<text>"
-
-
-class Message(RequestModel):
-    """One message of a conversation. `reasoning` is another name of `reasoning_content`."""
-
-    unsupported: ClassVar[Mapping[str, Harmless]] = known_fields.MESSAGE
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[
-        Annotated[str, Tag("<text>")]
-        | Annotated[list[TextPart], Field(min_length=1, fail_fast=True), Tag("<parts>")],
-        Discriminator(_content_kind),
-    ]
-    name: str | None = None
-    tool_call_id: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-
-    @property
-    def text(self) -> str:
-        """The content as one string; parts are joined by line breaks."""
-        if isinstance(self.content, str):
-            return self.content
-        return "\n".join(part.text for part in self.content)
-
-
-class Conversation(RequestModel):
-    """Messages and how the chat template makes a prompt of them."""
-
-    messages: list[Message] = Field(min_length=1, max_length=LIMITS.messages, fail_fast=True)
-    add_generation_prompt: bool = True
-    continue_final_message: bool = Field(
-        False, description="The last message is not ended; the reply goes on with it."
-    )
-    add_special_tokens: bool = Field(False, description="Besides those of the chat template.")
-    chat_template_kwargs: dict[str, Any] = Field(
-        {}, description="Variables of the model's chat template; others are refused."
-    )
-
-    @property
-    def asks_for_reply(self) -> bool:
-        """Whether the prompt ends with the opening of the assistant's next message."""
-        return self.add_generation_prompt and not self.continue_final_message
-
-    @model_validator(mode="after")
-    def _ending_agrees(self) -> Self:
-        is_given = "add_generation_prompt" in self.model_fields_set
-        if self.continue_final_message and self.add_generation_prompt and is_given:
-            raise refusal("continue_final_message", "needs add_generation_prompt to be false")
-        return self
-
-
 class ChatCompletionRequest(Conversation, GenerationRequest):
     """The body of POST /v1/chat/completions."""
 
@@ -303,6 +244,12 @@ class ChatCompletionRequest(Conversation, GenerationRequest):
     max_completion_tokens: int | None = Field(None, ge=1, description="Wins over max_tokens.")
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=LIMITS.logprobs)
+    tool_choice: ToolChoice | None = Field(None, description="auto when there are tools.")
+    parallel_tool_calls: bool = Field(True, description="False: at most one call in a reply.")
+    reasoning_effort: ReasoningEffort | None = Field(
+        None, description="For chat templates that have one, or that can turn reasoning off."
+    )
+    include_reasoning: bool = Field(True, description="False: the reply leaves reasoning out.")
 
     @property
     def token_limit(self) -> tuple[str, int | None]:
@@ -318,6 +265,11 @@ class ChatCompletionRequest(Conversation, GenerationRequest):
     def _logprobs_agree(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
             raise refusal("top_logprobs", "needs logprobs to be true")
+        return self
+
+    @model_validator(mode="after")
+    def _tools_agree(self) -> Self:
+        check_tools(self.tools, self.tool_choice)
         return self
 
 

@@ -12,6 +12,7 @@ from quire.pipelines.architectures.registry import ARCHITECTURES, SupportedArchi
 from quire.pipelines.architectures.sampling_defaults import load_sampling_defaults
 from quire.pipelines.tokenizer import TextTokenizer
 from quire.server.errors import ModelNotFound
+from quire.server.openai.tools.dialect import Dialect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class ServedModel:
 
     `vocab_size` is the width of the logits: every token id is below it.
     `sampling_defaults` hold for the request fields that a client leaves out.
+    `dialect` is how the model writes tool calls and reasoning.
     `system_fingerprint` changes with the model's configuration and with Quire's version.
     """
 
@@ -29,6 +31,7 @@ class ServedModel:
     eos_token_ids: tuple[int, ...]
     system_fingerprint: str
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+    dialect: Dialect = field(default_factory=Dialect)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
@@ -38,6 +41,8 @@ class ServedModel:
         names: Sequence[str],
         *,
         use_generation_config: bool = True,
+        tool_call_parser: str = "auto",
+        reasoning_parser: str = "auto",
         architectures: Sequence[SupportedArchitecture] = ARCHITECTURES,
     ) -> "ServedModel":
         """Read the tokenizer and the configuration of a model folder.
@@ -58,6 +63,7 @@ class ServedModel:
             eos_token_ids=spec.end_token_ids(tokenizer.eos_token_id),
             system_fingerprint=f"fp_{digest.hexdigest()[:10]}",
             sampling_defaults=load_sampling_defaults(folder) if use_generation_config else {},
+            dialect=Dialect.of(tokenizer, tool_call_parser, reasoning_parser),
         )
 
     def resolve(self, model: str | None) -> str:

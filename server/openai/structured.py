@@ -125,8 +125,8 @@ def _parsed(value: dict[str, Any] | str, param: str) -> Any:
 
 
 def _schema_spec(schema: Any, param: str) -> GrammarSpec:
-    if len(orjson.dumps(schema)) > LIMITS.grammar_bytes:
-        raise _invalid(param, f"is larger than {LIMITS.grammar_bytes} bytes")
+    if (size := len(orjson.dumps(schema))) > LIMITS.grammar_bytes:
+        raise _invalid(param, f"has {size} bytes; the limit is {LIMITS.grammar_bytes}")
     try:
         return GrammarSpec("json_schema", orjson.dumps(enforceable(schema)).decode())
     except NotEnforceable as error:
@@ -151,10 +151,11 @@ async def compiled_grammar(
     param, spec = found
     if not ends:
         raise _invalid(param, "needs a model that has an end-of-sequence token")
+    other = "tools" if param == "tools" else "structured output"
     if ignore_eos:
-        raise _invalid("ignore_eos", "cannot be combined with structured output")
+        raise _invalid("ignore_eos", f"cannot be combined with {other}")
     if min_tokens:
-        raise _invalid("min_tokens", "cannot be combined with structured output")
+        raise _invalid("min_tokens", f"cannot be combined with {other}")
     return await compiler.compile(spec, param)
 
 

@@ -12,7 +12,7 @@ from quire.server.engine import Engine
 from quire.server.errors import InvalidRequest
 from quire.server.openai.admission import check_token, tokenize
 from quire.server.openai.body import read_request, warning_headers
-from quire.server.openai.chat import conversation_ids
+from quire.server.openai.chat_prompt import chat_prompt
 from quire.server.openai.replies import Detokenized, Tokenized, TokenizerInfo
 from quire.server.openai.schema import (
     DetokenizeRequest,
@@ -28,13 +28,14 @@ async def tokenize_text(http: Request) -> Response:
     request: TokenizePromptRequest | TokenizeChatRequest = await read_request(http, _kind)
     served.resolve(request.model)
     if isinstance(request, TokenizeChatRequest):
-        ids = await conversation_ids(engine, served, request)
+        prompt = await chat_prompt(engine, served, request, tools=request.tools)
+        ids, odd = prompt.ids, prompt.warnings
     else:
-        prompt, special = request.prompt, request.add_special_tokens
+        text, special, odd = request.prompt, request.add_special_tokens, []
         ids = await tokenize(
             engine,
             "prompt",
-            lambda max_length: served.tokenizer.encode(prompt, special, max_tokens=max_length),
+            lambda max_length: served.tokenizer.encode(text, special, max_tokens=max_length),
         )
     spelled = None
     if request.return_token_strs:
@@ -47,7 +48,7 @@ async def tokenize_text(http: Request) -> Response:
         "tokens": ids,
         "token_strs": spelled,
     }
-    return JSONResponse(reply, headers=warning_headers(request))
+    return JSONResponse(reply, headers=warning_headers(request, *odd))
 
 
 async def detokenize_ids(http: Request) -> Response:

@@ -4,15 +4,18 @@ from pathlib import Path
 
 import pytest
 
+from quire.config.api_keys_env import api_keys_of_environment, environment_without_keys
 from quire.config.errors import ConfigError
 from quire.config.settings import ModelSettings, ServeSettings, load
+from quire.config.worker_env import worker_environment
 
 SERVE_OPTIONS = """
-    model revision load_format custom_architectures dtype device threads max_length max_batch_size
+    model revision load_format engine custom_architectures dtype device threads max_length max_batch_size
     max_batch_input_tokens page_size
     kv_cache_pages kv_cache_memory device_memory_utilization enable_prefix_caching quantization exact
-    served_model_name generation_config host port api_key_file insecure max_queue_size max_request_bytes log_format
-    log_level shutdown_timeout worker_timeout stream_heartbeat
+    served_model_name generation_config host port api_key_file insecure max_queue_size
+    max_concurrency_per_key max_request_bytes strict header_timeout body_timeout reader_timeout
+    admin_port admin_key_file log_format log_level shutdown_timeout worker_timeout stream_heartbeat
 """
 
 
@@ -99,3 +102,19 @@ def test_a_wrong_file_is_refused(tmp_path, text, words):
 def test_a_missing_file_is_refused():
     with pytest.raises(ConfigError, match="no such file"):
         load(ServeSettings, {}, Path("/nowhere.yaml"))
+
+
+def test_keys_are_read_from_the_environment_and_kept_from_children(monkeypatch):
+    monkeypatch.setenv("QUIRE_API_KEY", " one ")
+    monkeypatch.setenv("QUIRE_API_KEYS", "two,,name:three")
+    monkeypatch.setenv("QUIRE_PORT", "1002")
+
+    assert load(ServeSettings, {}).port == 1002
+    assert api_keys_of_environment() == [
+        ("QUIRE_API_KEY", "one"),
+        ("QUIRE_API_KEYS", "two"),
+        ("QUIRE_API_KEYS", "name:three"),
+    ]
+    for environment in (worker_environment(), environment_without_keys()):
+        assert environment["QUIRE_PORT"] == "1002"
+        assert not {"QUIRE_API_KEY", "QUIRE_API_KEYS"} & environment.keys()

@@ -90,7 +90,8 @@ def merged_by_score(text: str, scores: dict[str, float]) -> list[str]:
 def test_merges_follow_the_scores_alone(tmp_path: Path) -> None:
     """Of tokens with scores in no order."""
     pieces = ["a", "b", "c", "ab", "bc", "abc", "ca", "cab", "bcab", "aa"]
-    scores = dict(zip(pieces, (0, 0, 0, -5, -2, -7, -1, -4, -9, -3), strict=True))
+    ranks = (0, 0, 0, 5, 2, 7, 1, 4, 9, 3)
+    scores = {piece: -float(rank) for piece, rank in zip(pieces, ranks, strict=True)}
 
     def add(writer: gguf.GGUFWriter) -> None:
         names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]

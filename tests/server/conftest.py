@@ -19,7 +19,7 @@ from quire.config.settings import ServeSettings
 from quire.pipelines.core.context import TextContext
 from quire.server.app import build_app
 from quire.server.auth import load_api_keys
-from quire.server.engine import TokenStream
+from quire.server.engine import Caller, Origin, TokenStream
 from quire.server.errors import EngineUnavailable
 from quire.server.http_protocol import BoundedHttpProtocol
 from quire.server.lifecycle import Lifecycle
@@ -37,7 +37,10 @@ class UnavailableEngine:
     def check_available(self) -> None:
         raise EngineUnavailable("The model is not ready: starting", 1.0)
 
-    def submit(self, contexts: Sequence[TextContext]) -> list[TokenStream]:
+    def check_room(self, caller: Caller | None) -> None:
+        self.check_available()
+
+    def submit(self, contexts: Sequence[TextContext], origin: Origin) -> list[TokenStream]:
         raise EngineUnavailable("The model is not ready: starting", 1.0)
 
 

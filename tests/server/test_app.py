@@ -210,6 +210,25 @@ def test_two_hosts_are_refused(server: Any) -> None:
     assert server.request("GET", "/livez", headers=[("Host", "a"), ("Host", "b")]).status == 400
 
 
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "1e3", "soon", "", "1,2", "86400.5"])
+def test_a_time_limit_that_is_none_is_refused(server: Any, value: str) -> None:
+    reply = server.request("GET", "/livez", headers=[("x-request-timeout", value)])
+
+    assert (reply.status, reply.json["error"]["param"]) == (400, "x-request-timeout")
+    assert "at most 86400" in reply.json["error"]["message"]
+
+
+def test_two_time_limits_are_refused(server: Any) -> None:
+    headers = [("x-request-timeout", "1"), ("x-request-timeout", "2")]
+    assert server.request("GET", "/livez", headers=headers).status == 400
+
+
+@pytest.mark.parametrize("value", ["1", "0.25", "86400"])
+def test_a_time_limit_is_accepted(server: Any, value: str) -> None:
+    headers = [("x-request-timeout", value)]
+    assert server.request("GET", "/livez", headers=headers).status == 200
+
+
 # The body.
 
 

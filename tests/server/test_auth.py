@@ -1,6 +1,8 @@
 """Nothing but the probes answers a caller without a key, however the request is dressed up."""
 
 import itertools
+import logging
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,10 @@ def test_keys_are_kept_as_digests_only(daemon: Any, tmp_path: Path) -> None:
         ("# only\n\n \n", "holds no key"),
         ("good\ntwo words\n", "line 2: a key is printable ASCII without spaces"),
         ("k\u00e9y\n", "line 1: a key is printable ASCII without spaces"),
+        ("good\n:secret\n", "line 2: before a colon stands the key's name"),
+        ("team a:secret\n", "line 1: a key is printable ASCII without spaces"),
+        ("team/a:secret\n", "line 1: before a colon stands the key's name"),
+        ("team-a:\n", "line 1: before a colon stands the key's name"),
         (None, "No such file or directory"),
     ],
 )
@@ -169,4 +175,97 @@ def test_a_key_file_of_no_use_is_a_config_error(
     with pytest.raises(ConfigError, match=message) as caught:
         load_api_keys(ServeSettings(api_key_file=path))
     assert str(caught.value).startswith("api_key_file: ")
+    assert not {"two words", "secret"} & set(str(caught.value).split(":"))
+
+
+def test_keys_come_from_file_and_environment_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "keys"
+    path.write_text("team-a:key-1\nkey-2\n")
+    monkeypatch.setenv("QUIRE_API_KEY", "key-3")
+    monkeypatch.setenv("QUIRE_API_KEYS", "team-b:key-4, key-5,")
+
+    keys = load_api_keys(ServeSettings(api_key_file=path))
+
+    found = {number: keys.find(f"key-{number}") for number in range(1, 7)}
+    names = {number: caller and caller.name for number, caller in found.items()}
+    assert names == {1: "team-a", 2: None, 3: None, 4: "team-b", 5: None, 6: None}
+    assert [number for number, caller in found.items() if caller is None] == [6]
+    assert keys.find("team-a:key-1") is None
+
+
+def test_keys_of_one_name_are_one_caller(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("team:old-key\nteam:new-key\nother\n")
+    keys = load_api_keys(ServeSettings(api_key_file=path))
+
+    assert keys.find("old-key") == keys.find("new-key") != keys.find("other")
+
+
+def test_a_key_with_two_names_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("a:same\nb:same\n")
+
+    with pytest.raises(ConfigError, match="one key has two names, a and b"):
+        load_api_keys(ServeSettings(api_key_file=path))
+
+
+def test_a_wrong_key_of_the_environment_is_named_by_its_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("QUIRE_API_KEYS", "good,two words")
+
+    with pytest.raises(ConfigError, match="^QUIRE_API_KEYS: a key is printable") as caught:
+        load_api_keys(ServeSettings())
     assert "two words" not in str(caught.value)
+
+
+def test_reloaded_keys_replace_those_of_before(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("old-key\n")
+    keys = load_api_keys(ServeSettings(api_key_file=path))
+
+    path.write_text("new-key\n")
+    keys.reload()
+    assert keys.find("new-key") is not None and keys.find("old-key") is None
+
+    for broken in ("", "two words\n"):
+        path.write_text(broken)
+        with pytest.raises(ConfigError):
+            keys.reload()
+        assert keys.find("new-key") is not None
+    path.unlink()
+    with pytest.raises(ConfigError):
+        keys.reload()
+    assert keys.find("new-key") is not None
+
+
+def test_a_door_is_not_opened_by_taking_the_last_key_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("QUIRE_API_KEY", "only")
+    keys = load_api_keys(ServeSettings())
+    monkeypatch.delenv("QUIRE_API_KEY")
+
+    with pytest.raises(ConfigError, match="no API key is left"):
+        keys.reload()
+    assert len(keys) == 1
+
+
+def test_the_log_line_has_the_key_s_name_and_never_the_key(
+    make_daemon: Callable[..., Any],
+    serve: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "quire")
+    server = serve(make_daemon(keys="team-a:top-secret\nbare-secret\n").app)
+
+    for key in ("top-secret", "bare-secret"):
+        server.request("GET", "/version", headers=[("x-api-key", key)])
+
+    deadline = time.monotonic() + 5
+    while len(ends := [r for r in caplog.records if r.message == "request"]) < 2:
+        assert time.monotonic() < deadline
+    assert [getattr(record, "api_key", None) for record in ends] == ["team-a", None]
+    assert not any("secret" in str(vars(record)) for record in caplog.records)

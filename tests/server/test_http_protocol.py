@@ -11,6 +11,8 @@ from starlette.responses import Response, StreamingResponse
 
 from quire.config.limits import LIMITS
 from quire.server import http_protocol
+from quire.server.http_protocol import BoundedHttpProtocol as Protocol
+from quire.server.http_protocol import Deadlines
 
 HUGE_BYTES = 64_000_000
 """More than the kernel's buffers of a connection take."""
@@ -64,7 +66,7 @@ def _get(path: bytes, *headers: bytes) -> bytes:
 @pytest.mark.parametrize(
     "request_bytes",
     [
-        _get(b"/livez", *[b"a%d: b" % number for number in range(http_protocol.MAX_HEADERS)]),
+        _get(b"/livez", *[b"a%d: b" % number for number in range(LIMITS.headers)]),
         _get(b"/livez", b"a: " + b"b" * LIMITS.header_bytes),
         _get(b"/livez", *[b"a: " + b"b" * 8000] * 9),
         b"GET /livez HTTP/1.1\r\nHost: a\r\na: " + b"b" * (LIMITS.header_bytes + 1),
@@ -84,7 +86,7 @@ def test_headers_over_the_limits_are_431(
 
 
 def test_headers_at_the_limits_pass(server: Any) -> None:
-    fields = [b"a%d: b" % number for number in range(http_protocol.MAX_HEADERS - 1)]
+    fields = [b"a%d: b" % number for number in range(LIMITS.headers - 1)]
     with server.connect() as raw:
         raw.sendall(_get(b"/livez", *fields))
         assert raw.recv(65536).startswith(b"HTTP/1.1 200 ")
@@ -114,16 +116,31 @@ def test_a_request_that_does_not_arrive_is_given_up(
     first: bytes,
     answer: bytes,
 ) -> None:
-    monkeypatch.setattr(http_protocol, "HEADER_SECONDS", 0.1)
+    monkeypatch.setattr(Protocol, "deadlines", Deadlines(header=0.1))
     with server.connect() as raw:
         raw.sendall(first)
         assert drain(raw)[:13] == answer
 
 
+def test_a_body_in_drops_is_408_with_the_error_body(
+    make_daemon: Callable[..., Any], serve: Callable[..., Any], drain: Callable[..., bytes]
+) -> None:
+    daemon = make_daemon(body_timeout=0.2)
+    daemon.app.add_api_route("/echo", _echo, methods=["POST"])
+    with serve(daemon.app).connect() as raw:
+        raw.sendall(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(4):
+            raw.sendall(b"x")
+            time.sleep(0.04)
+        received = drain(raw)
+    assert received.startswith(b"HTTP/1.1 408 ")
+    assert b'"message": "The request body did not arrive within 0.2 s"' in received
+
+
 def test_a_refused_body_cannot_hold_the_connection(
     server: Any, drain: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_protocol, "BODY_SECONDS", 0.1)
+    monkeypatch.setattr(Protocol, "deadlines", Deadlines(body=0.1))
     monkeypatch.setattr(http_protocol, "BODY_GRACE_SECONDS", 0.1)
     with server.connect() as raw:
         raw.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nx")
@@ -133,7 +150,7 @@ def test_a_refused_body_cannot_hold_the_connection(
 def test_line_breaks_between_requests_do_not_hold_the_connection(
     server: Any, drain: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_protocol, "HEADER_SECONDS", 0.1)
+    monkeypatch.setattr(Protocol, "deadlines", Deadlines(header=0.1))
     with server.connect() as raw:
         raw.sendall(_get(b"/livez"))
         assert raw.recv(65536).startswith(b"HTTP/1.1 200 ")
@@ -153,8 +170,7 @@ def test_pipelined_requests_are_answered_in_order(server: Any, drain: Callable[.
 def test_a_slow_stream_is_not_cut_by_the_receipt_deadlines(
     server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_protocol, "HEADER_SECONDS", 0.05)
-    monkeypatch.setattr(http_protocol, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(Protocol, "deadlines", Deadlines(header=0.05, body=0.05))
     monkeypatch.setattr(http_protocol, "BODY_GRACE_SECONDS", 0.0)
     with server.connect() as raw:
         # A second request waits behind the stream; its deadline must not end the stream.
@@ -216,7 +232,7 @@ def test_a_client_that_reads_nothing_is_cut_off(
     monkeypatch: pytest.MonkeyPatch,
     path: bytes,
 ) -> None:
-    monkeypatch.setattr(http_protocol, "STALLED_READER_SECONDS", 0.2)
+    monkeypatch.setattr(Protocol, "deadlines", Deadlines(reader=0.2))
     before = value_of(daemon.metrics, "quire_slow_readers_aborted_total")
     with server.connect() as raw:
         raw.sendall(_get(path))
@@ -227,7 +243,7 @@ def test_a_client_that_reads_nothing_is_cut_off(
 
 
 def test_a_slow_reader_is_not_cut_off(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "STALLED_READER_SECONDS", 0.2)
+    monkeypatch.setattr(Protocol, "deadlines", Deadlines(reader=0.2))
     with server.connect() as raw:
         raw.sendall(_get(b"/flood"))
         received, deadline = 0, time.monotonic() + 1.5

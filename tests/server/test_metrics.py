@@ -54,6 +54,7 @@ QUIRE = {
     "stale_frames_dropped",
     "client_disconnects",
     "slow_readers_aborted",
+    "deadlines_exceeded",
     "steps",
     "step_seconds",
     "computed_tokens",

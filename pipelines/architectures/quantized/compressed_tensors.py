@@ -4,12 +4,11 @@ https://github.com/vllm-project/compressed-tensors: `quantization_config.config_
 weights and activations; one group for all linear layers is supported.
 """
 
-import re
 from collections.abc import Mapping
 
 from quire.pipelines.architectures.config_file import ConfigFile
 from quire.pipelines.architectures.encodings import Encoding
-from quire.pipelines.architectures.quant_config import REGEX_PREFIX, QuantConfig
+from quire.pipelines.architectures.quant_config import QuantConfig
 from quire.pipelines.architectures.quantized.float8 import (
     BLOCK,
     BLOCKWISE,
@@ -23,12 +22,8 @@ from quire.pipelines.architectures.quantized.float8 import (
     Float8InputScaleSpec,
 )
 from quire.pipelines.architectures.quantized.fp4 import COMPRESSED_NVFP4, MXFP4
-from quire.pipelines.architectures.quantized.gptq_awq import (
-    GROUP_SIZES,
-    PackQuantizedEncoding,
-    names_in,
-    refuse_keys,
-)
+from quire.pipelines.architectures.quantized.gptq_awq import GROUP_SIZES, PackQuantizedEncoding
+from quire.pipelines.architectures.quantized.names import names_in, refuse_keys
 
 _FORMATS = (
     "float-quantized",
@@ -81,10 +76,7 @@ def read_compressed_tensors(section: ConfigFile) -> QuantConfig:
             encoding = MXFP4
         case _:
             raise source.wrong(key, f"one of {', '.join(_FORMATS)}")
-    ignored = names_in(section, "ignore")
-    for name in ignored:
-        _check_pattern(section, name)
-    return QuantConfig(encoding, ignored)
+    return QuantConfig(encoding, names_in(section, "ignore"))
 
 
 def _float8(group: ConfigFile, weights: ConfigFile, inputs: ConfigFile) -> Float8Encoding:
@@ -155,11 +147,3 @@ def _check(section: ConfigFile, expected: Mapping[str, int | str]) -> None:
                 found = section.string(key)
         if found != value:
             raise section.wrong(key, str(value).lower())
-
-
-def _check_pattern(section: ConfigFile, name: str) -> None:
-    if name.startswith(REGEX_PREFIX):
-        try:
-            re.compile(name.removeprefix(REGEX_PREFIX))
-        except re.error:
-            raise section.wrong("ignore", f"regular expressions after {REGEX_PREFIX}") from None

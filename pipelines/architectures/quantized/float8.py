@@ -10,7 +10,7 @@ from enum import Enum
 from quire.pipelines.architectures.config_file import ConfigFile
 from quire.pipelines.architectures.encodings import FLOAT_DTYPES, PackedEncoding, TensorSpec
 from quire.pipelines.architectures.quant_config import QuantConfig
-from quire.pipelines.architectures.quantized.gptq_awq import names_in, refuse_keys
+from quire.pipelines.architectures.quantized.names import names_in, refuse_keys
 
 BLOCK = 128
 """Rows and columns of weights, and columns of activations, with a scale of their own."""

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 from quire.pipelines.architectures.config_file import ConfigFile
 from quire.pipelines.architectures.encodings import PackedEncoding, TensorSpec
-from quire.pipelines.architectures.quant_config import QuantConfig
+from quire.pipelines.architectures.quant_config import REGEX_PREFIX, QuantConfig
+from quire.pipelines.architectures.quantized.names import checked, names_in, refuse_keys
 
 GROUP_SIZES = (32, 64, 128, -1)
 """Those of the kernels; -1 is one group."""
 
 _PER_WORD = 8
+_EXCEPT = "-:"
 _SCALE_DTYPES = ("F16", "BF16", "F32")
 _WORDS = ("I32",)
 
@@ -112,7 +114,7 @@ def read_gptq(section: ConfigFile) -> QuantConfig:
         ModelError: other than 4 bits, another group size or format, layers that differ.
     """
     _check_bits(section, "bits")
-    refuse_keys(section, ("dynamic", "rotation", "adapter"))
+    refuse_keys(section, ("rotation", "adapter"))
     for key in ("is_marlin_format", "is_bitblas_format"):
         if section.boolean(key, False):
             raise section.wrong(key, "false")
@@ -127,7 +129,19 @@ def read_gptq(section: ConfigFile) -> QuantConfig:
         zero_offset=1 if file_format == "gptq" else 0,
         has_act_order=section.boolean("desc_act", False),
     )
-    return QuantConfig(encoding, () if section.boolean("lm_head", False) else ("lm_head",))
+    head = () if section.boolean("lm_head", False) else ("lm_head",)
+    key = "modules_in_block_to_quantize"
+    only = section.nested_strings(key) if section.has(key) else ()
+    return QuantConfig(encoding, (*head, *_excluded(section)), only=only)
+
+
+def _excluded(section: ConfigFile) -> tuple[str, ...]:
+    """GPTQModel's `dynamic`, of which only the exceptions, `-:` and a pattern, are supported."""
+    patterns = tuple(section.section("dynamic"))
+    if not all(pattern.startswith(_EXCEPT) for pattern in patterns):
+        raise section.wrong("dynamic", f"only keys that begin with {_EXCEPT}")
+    names = (f"{REGEX_PREFIX}{pattern.removeprefix(_EXCEPT)}" for pattern in patterns)
+    return checked(section, "dynamic", names)
 
 
 def read_awq(section: ConfigFile) -> QuantConfig:
@@ -144,18 +158,6 @@ def read_awq(section: ConfigFile) -> QuantConfig:
     key = "q_group_size" if section.has("q_group_size") else "group_size"
     encoding = AWQEncoding(group_size=_group_size(section, key))
     return QuantConfig(encoding, ("lm_head", *names_in(section, "modules_to_not_convert")))
-
-
-def names_in(section: ConfigFile, key: str) -> tuple[str, ...]:
-    """A list of names; none where it is missing."""
-    return section.strings(key) if section.has(key) else ()
-
-
-def refuse_keys(section: ConfigFile, keys: tuple[str, ...]) -> None:
-    """Raise ModelError where one of `keys` says anything: they change what is computed."""
-    for key in keys:
-        if section.has(key) and not section.is_empty(key):
-            raise section.wrong(key, "nothing: it is not supported")
 
 
 def _check_bits(section: ConfigFile, key: str) -> None:

@@ -16,7 +16,7 @@ from quire.pipelines.architectures.quantized.float8 import (
     Float8Encoding,
 )
 from quire.pipelines.architectures.quantized.fp4 import NVFP4, NVFP4_GROUP
-from quire.pipelines.architectures.quantized.gptq_awq import names_in
+from quire.pipelines.architectures.quantized.names import names_in
 
 OWN_FILE = "hf_quant_config.json"
 

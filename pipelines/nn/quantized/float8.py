@@ -11,7 +11,7 @@ from typing import Self
 import torch
 
 from quire.config.errors import ConfigError
-from quire.kernels.float8 import FP8, SCALE_BLOCK
+from quire.kernels.float8 import SCALE_BLOCK
 from quire.kernels.linear.dispatch import capability_of
 from quire.kernels.matmul_scaled_float8 import FP8_CAPABILITY, dynamic_scaled_matmul
 from quire.kernels.quantize_scaled_float8 import (
@@ -143,7 +143,7 @@ def _quantize_for(
         assert scale is not None
         fixed = scale.to(device)
         return lambda x_TK: (quantize_static_scaled_float8(x_TK, fixed), fixed)
-    group, upper = WHOLE_ROW if spec.block_size is None else spec.block_size[1], None
+    group = WHOLE_ROW if spec.block_size is None else spec.block_size[1]
     upper = spec.activation_scale_ub
     return lambda x_TK: quantize_dynamic_scaled_float8(
         x_TK, group_size_or_per_token=group, scale_ub=upper
@@ -161,6 +161,3 @@ def _the_one(tensors: Mapping[str, torch.Tensor], names: Sequence[str]) -> torch
 def quantize_rows(weight_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[N, K] to e4m3 with a float32 scale per row [N, 1]: greatest magnitude / 448."""
     return quantize_dynamic_scaled_float8(weight_NK.contiguous())
-
-
-__all__ = ["FP8", "Float8Weight", "quantize_rows"]

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from quire.config.errors import ConfigError, ModelError
 from quire.config.settings import ModelSettings
-from quire.pipelines.architectures.custom import registered_architectures
+from quire.pipelines.architectures.custom import module_files, registered_architectures
 from quire.pipelines.architectures.load import load_model_spec
 from quire.pipelines.architectures.registry import ARCHITECTURES
 from quire.pipelines.architectures.spec import ModelSpec
@@ -153,7 +153,7 @@ def test_a_live_worker_serves_the_example(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=240,
     )
 
     assert done.returncode == 0, done.stderr
@@ -226,6 +226,10 @@ def test_packages_and_installed_modules_are_found(
 
     for entry in (f"{tmp_path}:package", "package.inner"):
         assert registered_architectures([entry])[0].name == "TernForCausalLM"
+    assert sorted(module_files([f"{tmp_path}:package"])) == [
+        tmp_path / "package" / "__init__.py",
+        tmp_path / "package" / "inner.py",
+    ]
     del sys.modules["package"], sys.modules["package.inner"]
     monkeypatch.syspath_prepend(str(tmp_path))
     assert registered_architectures(["package"])[0].name == "TernForCausalLM"

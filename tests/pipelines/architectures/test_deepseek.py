@@ -132,6 +132,24 @@ def test_v2_lite_has_the_published_numbers(tmp_path: Path) -> None:
     assert "model.layers.0.self_attn.q_proj.weight" in spec.tensors()
 
 
+@pytest.mark.parametrize(
+    ("fields", "sparse"),
+    [
+        ({}, [1, 2, 3, 4, 5]),
+        ({"first_k_dense_replace": 3, "moe_layer_freq": 2}, [4]),
+        ({"n_routed_experts": None}, []),
+        ({"mlp_layer_types": ["sparse", *["dense"] * 4, "sparse"]}, [0, 5]),
+    ],
+)
+def test_layers_have_experts_where_the_configuration_says(
+    fields: dict[str, Any], sparse: list[int], tmp_path: Path
+) -> None:
+    spec = read(tmp_path, V2_LITE, num_hidden_layers=6, **fields)
+
+    found = [index for index, layer in enumerate(spec.layers) if isinstance(layer.mlp, MoESpec)]
+    assert found == sparse
+
+
 def test_the_scale_of_scores_has_the_magnitude_of_yarn(tmp_path: Path) -> None:
     attention = read(tmp_path, V3).layers[0].attention
 
@@ -193,6 +211,7 @@ def test_layers_that_predict_further_tokens_are_ignored(tmp_path: Path) -> None:
         (V3, {"partial_rotary_factor": 0.5}, "partial_rotary_factor: expected 1"),
         (V3, {"hidden_act": "gelu"}, "hidden_act: expected silu"),
         (V3, {"moe_layer_freq": [0, 1]}, "moe_layer_freq: expected an integer"),
+        (V3, {"mlp_layer_types": ["dense"]}, "mlp_layer_types: expected 61 of dense or sparse"),
         (V2_LITE, {"norm_topk_prob": True}, "norm_topk_prob: expected false, found true"),
         (V2_LITE, {"scoring_func": "sigmoid"}, "scoring_func: expected softmax"),
         (V2_LITE, {"topk_method": "noaux_tc"}, "topk_method: expected greedy or group_limited"),

@@ -9,8 +9,14 @@ import pytest
 
 from quire.config.errors import ModelError
 from quire.pipelines.architectures.load import load_model_spec
-from quire.pipelines.architectures.moe_parts import MoESpec, Mxfp4Experts, StackedExperts
+from quire.pipelines.architectures.moe_parts import (
+    MoESpec,
+    Mxfp4Experts,
+    StackedExperts,
+    expert_notes,
+)
 from quire.pipelines.architectures.parts import AttentionSpec, MLPSpec
+from quire.pipelines.architectures.quant_config import UNQUANTIZED
 from quire.pipelines.architectures.spec import ModelSpec
 
 SIZES = {
@@ -160,6 +166,16 @@ def test_layers_of_qwen_with_experts(tmp_path: Path) -> None:
         assert [type(layer.mlp) for layer in spec.layers] == [MLPSpec, MoESpec, MLPSpec, MLPSpec]
     assert [layer.window for layer in spec.kv_layers] == [9, None, 9, None]
     assert mixture_of(spec, 1).shared_gate is not None
+
+
+def test_the_log_says_what_a_gpu_has_to_dequantize(tmp_path: Path) -> None:
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": -1, "sym": True, "desc_act": False}
+    fp8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    for method, notes in ((gptq, ("experts in gptq are dequantized at load",)), (fp8, ())):
+        spec = read(tmp_path, MIXTRAL, quantization_config=method)
+        assert expert_notes(spec, spec.quant, "cuda") == notes
+        assert expert_notes(spec, spec.quant, "cpu") == ()
+    assert expert_notes(read(tmp_path, MIXTRAL), UNQUANTIZED, "cuda") == ()
 
 
 TEXT = "config.json: text_config: "

@@ -215,14 +215,16 @@ def pages_of(memory_plan: MemoryPlan) -> dict[int | None, int]:
     return {group.window: group.num_pages for group in memory_plan.groups}
 
 
-def test_groups_get_pages_in_the_ratio_of_a_context_s_needs(hybrid: ModelSpec) -> None:
-    """A context of 1024 tokens needs 32 pages, and with a window of 64 and steps of 128 only 7."""
+def test_with_a_window_pages_are_planned_for_the_windows_of_two_batches(
+    hybrid: ModelSpec,
+) -> None:
+    """A window of 64 is in 3 pages at most, and admission wants one more; a step of 128 has 4."""
     result = plan(hybrid, 64 * GIB, max_batch_input_tokens=128)
 
-    assert pages_of(result) == {None: 2 * 4 * 32, 64: 2 * 4 * 7}
-    assert result.num_pages == 2 * 4 * 39
+    assert pages_of(result) == {None: 2 * 4 * 32, 64: 2 * 4 * 4 + 4}
+    assert result.num_pages == 256 + 36
     assert result.concurrency == 8.0
-    assert bytes_of(result)["kv_cache"] == (256 + 3 * 56) * LAYER_BYTES
+    assert bytes_of(result)["kv_cache"] == (256 + 3 * 36) * LAYER_BYTES
     assert [line.split("  ")[0] for line in result.table().splitlines()[6:8]] == [
         "pages",
         "pages, window 64",
@@ -251,11 +253,25 @@ def test_memory_for_one_hybrid_context_is_enough(hybrid: ModelSpec) -> None:
     assert less.notes == (note,)
 
 
+@pytest.mark.parametrize(
+    ("full", "windowed"),
+    [(32, 7), (32, 8), (32, 12), (32, 19), (32, 20), (100, 20), (128, 20), (160, 24), (256, 36)],
+)
+def test_the_windows_of_a_batch_come_first_once_one_long_context_fits(
+    full: int, windowed: int, hybrid: ModelSpec
+) -> None:
+    memory = (full + 3 * windowed) * LAYER_BYTES
+
+    result = plan(hybrid, 64 * GIB, max_batch_input_tokens=128, kv_cache_memory=memory)
+
+    # Windows come by whole contexts: 4 pages each beside the 4 of a step.
+    assert pages_of(result) == {None: full, 64: 16 if windowed == 19 else windowed}
+    assert bytes_of(result)["kv_cache"] <= memory
+
+
 def test_given_pages_are_those_of_the_group_that_needs_most(hybrid: ModelSpec) -> None:
     given = {"max_batch_input_tokens": 128}
-    assert pages_of(plan(hybrid, 64 * GIB, kv_cache_pages=64, **given)) == {None: 64, 64: 14}
-    memory = (64 + 3 * 14) * LAYER_BYTES
-    assert pages_of(plan(hybrid, 64 * GIB, kv_cache_memory=memory, **given)) == {None: 64, 64: 14}
+    assert pages_of(plan(hybrid, 64 * GIB, kv_cache_pages=64, **given)) == {None: 64, 64: 20}
     with pytest.raises(ConfigError, match="lower max_length to 320"):
         plan(hybrid, 64 * GIB, kv_cache_pages=10, max_length=1000, **given)
 

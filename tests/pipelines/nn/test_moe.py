@@ -21,7 +21,17 @@ from quire.pipelines.architectures.moe_parts import (
     SeparateExperts,
     StackedExperts,
 )
-from quire.pipelines.architectures.quant_config import UNQUANTIZED
+from quire.pipelines.architectures.quant_config import UNQUANTIZED, QuantConfig
+from quire.pipelines.architectures.quantized.float8 import (
+    BLOCKWISE,
+    PER_BLOCK,
+    PER_TOKEN,
+    ROWWISE,
+    STATIC_INPUT,
+    TENSOR,
+    Float8Config,
+    Float8Encoding,
+)
 from quire.pipelines.nn.expert_loader import ExpertLoader
 from quire.pipelines.nn.experts import Groups
 from quire.pipelines.nn.moe import MoE
@@ -38,7 +48,18 @@ SPECS: dict[str, ExpertsSpec] = {
     "interleaved": StackedExperts(**SIZES, has_bias=True, interleaved=True, gate=GPT_OSS),
     "mxfp4": Mxfp4Experts(**SIZES, has_bias=True, interleaved=True, gate=GPT_OSS),
 }
-DTYPES = {"U8": torch.uint8, "F32": torch.float32}
+FP8 = {
+    "fp8 blocks": Float8Encoding(
+        config=Float8Config(BLOCKWISE, PER_BLOCK), scale_names=("weight_scale_inv",)
+    ),
+    "fp8 rows": Float8Encoding(config=Float8Config(ROWWISE, PER_TOKEN)),
+    "fp8 tensor": Float8Encoding(config=Float8Config(TENSOR, STATIC_INPUT)),
+}
+SPECS |= {name: SeparateExperts(**{**SIZES, "inner_size": 128}) for name in FP8}
+
+
+def quant_of(name: str) -> QuantConfig:
+    return QuantConfig(FP8[name]) if name in FP8 else UNQUANTIZED
 
 
 class RandomWeights:
@@ -46,14 +67,19 @@ class RandomWeights:
 
     source = "random"
 
-    def __init__(self, spec: ExpertsSpec) -> None:
+    def __init__(self, spec: ExpertsSpec, quant: QuantConfig = UNQUANTIZED) -> None:
         generator = torch.Generator().manual_seed(0)
         self.tensors: dict[str, torch.Tensor] = {}
-        for name, tensor in spec.tensors(UNQUANTIZED).items():
+        for name, tensor in spec.tensors(quant).items():
             if tensor.dtypes == ("U8",):
                 low, high = (118, 126) if name.endswith("scales") else (0, 256)
                 values = torch.randint(low, high, tensor.shape, generator=generator)
                 self.tensors[name] = values.to(torch.uint8)
+            elif "scale" in name:
+                self.tensors[name] = torch.rand(tensor.shape, generator=generator) / 4 + 0.1
+            elif tensor.dtypes == ("F8_E4M3",):
+                values = torch.randn(tensor.shape, generator=generator)
+                self.tensors[name] = values.to(torch.float8_e4m3fn)
             else:
                 self.tensors[name] = torch.randn(tensor.shape, generator=generator) / 8
         self.entries: Mapping[str, TensorEntry] = {
@@ -65,11 +91,28 @@ class RandomWeights:
         return self.tensors[name]
 
 
-def loader_of(weights: RandomWeights, dtype: torch.dtype = torch.float32) -> ExpertLoader:
+def loader_of(
+    weights: RandomWeights, dtype: torch.dtype = torch.float32, quant: QuantConfig = UNQUANTIZED
+) -> ExpertLoader:
     loader = WeightLoader(
         weights, weights.entries, dtype, torch.device("cpu"), lambda fraction: None
     )
-    return ExpertLoader(loader, UNQUANTIZED, TilePlans())
+    return ExpertLoader(loader, quant, TilePlans())
+
+
+def test_fp8_stays_fp8_only_where_every_expert_is() -> None:
+    spec, encoding = SeparateExperts(**{**SIZES, "inner_size": 128}), FP8["fp8 blocks"]
+    wrong_size = SeparateExperts(**SIZES)
+
+    assert spec.is_float8(QuantConfig(encoding))
+    assert not spec.is_float8(QuantConfig(encoding, ("e.3",)))
+    assert not wrong_size.is_float8(QuantConfig(encoding))
+    for quant, other in (
+        (QuantConfig(encoding, ("e.3",)), spec),
+        (QuantConfig(encoding), wrong_size),
+    ):
+        experts = loader_of(RandomWeights(other, quant), torch.bfloat16, quant).grouped(other)
+        assert experts.up.weight.dtype == torch.bfloat16
 
 
 def groups_of(tokens: int, spec: ExpertsSpec) -> Groups:
@@ -87,24 +130,25 @@ def test_specs_allow_what_the_router_takes() -> None:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_the_ways_of_both_devices_agree(name: str) -> None:
-    spec = SPECS[name]
-    weights = RandomWeights(spec)
+    spec, quant = SPECS[name], quant_of(name)
+    weights = RandomWeights(spec, quant)
     x_TC = torch.randn(40, 64, generator=torch.Generator().manual_seed(2))
     groups = groups_of(40, spec)
 
-    prepared = loader_of(weights).prepared(spec)(x_TC, groups, 2)
-    grouped = loader_of(weights).grouped(spec)(x_TC, groups, 2)
+    prepared = loader_of(weights, quant=quant).prepared(spec)(x_TC, groups, 2)
+    grouped = loader_of(weights, quant=quant).grouped(spec)(x_TC, groups, 2)
 
     assert prepared.abs().max() > 0.5
     torch.testing.assert_close(grouped, prepared, rtol=1e-5, atol=1e-5)
 
 
 def test_a_gpu_holds_what_the_memory_plan_counts() -> None:
-    for spec in SPECS.values():
-        experts = loader_of(RandomWeights(spec), torch.bfloat16).grouped(spec)
+    for name, spec in SPECS.items():
+        quant = quant_of(name)
+        experts = loader_of(RandomWeights(spec, quant), torch.bfloat16, quant).grouped(spec)
         tensors = [part for matrix in (experts.up, experts.down) for part in matrix]
         held = sum(tensor.nbytes for tensor in tensors if tensor is not None)
-        assert held == spec.device_bytes(UNQUANTIZED, "bfloat16", "cuda")
+        assert held == spec.device_bytes(quant, "bfloat16", "cuda")
 
 
 @pytest.mark.parametrize("name", ["separate", "interleaved", "mxfp4"])

@@ -167,6 +167,7 @@ def test_the_newest_is_preempted_and_resumes_from_its_cached_pages() -> None:
     assert run(subject, 1.0) == [(1, 8, 1)]
     stats = subject.stats()
     assert (stats.preemptions, stats.running, stats.waiting) == (1, 1, 1)
+    assert (subject.take_preempted(), subject.take_preempted()) == ([2], [])
     assert (second.tokens.prompt_length, second.tokens.generated_length) == (4, 5)
     while not first.is_done:
         run(subject, 1.0)

@@ -1,6 +1,7 @@
 """Quantized checkpoints that are not what config.json says: refused before a weight is read."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +67,35 @@ def test_a_tensor_that_is_missing_or_other_is_named(
     save_file(state, path)
 
     with pytest.raises(ModelError, match=message):
+        load_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("method", "suffix", "number"),
+    [
+        ("gptq", "scales", math.nan),
+        ("awq", "scales", math.inf),
+        ("int4 compressed", "weight_scale", math.nan),
+        ("fp8 blocks", "weight_scale_inv", math.inf),
+        ("nvfp4", "weight_scale_2", math.nan),
+        ("fp8 static", "input_scale", math.nan),
+        (None, "weight", math.nan),
+        (None, "weight", -math.inf),
+    ],
+)
+def test_a_number_that_is_not_finite_is_refused_with_file_and_tensor(
+    method: str | None, suffix: str, number: float, tmp_path: Path
+) -> None:
+    if method is None:
+        make_random_model("Llama", num_hidden_layers=1).save_pretrained(tmp_path)
+    else:
+        checkpoint(tmp_path, method)
+    path = tmp_path / "model.safetensors"
+    state = load_file(path)
+    state[f"{UP}.{suffix}"].view(-1)[-1] = number
+    save_file(state, path)
+
+    with pytest.raises(ModelError, match=f"{path}: {UP}.{suffix}: expected finite values, found"):
         load_folder(tmp_path)
 
 

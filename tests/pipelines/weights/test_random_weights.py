@@ -118,7 +118,12 @@ def test_packed_integers_use_all_bits_and_optional_tensors_are_left_out() -> Non
 @pytest.mark.parametrize("name", METHODS)
 def test_quantized_models_are_made_up_too(tmp_path: Path, name: str) -> None:
     method = METHODS[name]
-    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
+    sizes = {
+        "hidden_size": 256,
+        "intermediate_size": 256,
+        "num_hidden_layers": 1,
+        "vocab_size": 104,
+    }
     path = write_config(tmp_path, dtype="bfloat16", **sizes) / "config.json"
     if method.config:
         config = {**json.loads(path.read_text()), "quantization_config": method.config}

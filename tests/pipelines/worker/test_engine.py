@@ -178,3 +178,16 @@ def test_an_exception_of_the_runner_comes_through(
     engine.submit([context(1)])
     with pytest.raises(RuntimeError, match="device lost"):
         engine.step()
+
+
+def test_a_frame_names_the_contexts_that_were_put_back(engine: Engine) -> None:
+    engine.submit([context(1, new=25), context(2, new=25)])
+
+    frames = []
+    while engine.has_work:
+        frame = engine.step()
+        assert frame is not None
+        frames.append(frame)
+
+    assert [frame.preempted for frame in frames if frame.preempted] == [[2]]
+    assert frames[-1].stats.preemptions == 1

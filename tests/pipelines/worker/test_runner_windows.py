@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from quire.pipelines.core.messages import EngineStats
 from quire.pipelines.core.plan import PlanRow, StepPlan
 from quire.pipelines.core.sampling_params import SamplingParams
 from quire.pipelines.kv_cache.manager import HeldPages, PagedKVCacheManager
+from quire.pipelines.kv_cache.page_group import PageGroup, most_pages
 from quire.pipelines.scheduler.config import SchedulerConfig
 from quire.pipelines.worker.batch import build_inputs
 from quire.pipelines.worker.engine import Engine
@@ -24,41 +25,40 @@ CHUNK = 32
 MODELS = [
     # The first layer keeps all tokens, the others a window.
     pytest.param(
-        ("Qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}, 25),
+        (
+            ("Qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
+            (PageGroup(16), PageGroup(10, window=20)),
+        ),
         id="hybrid",
     ),
-    pytest.param(("Mistral", {"sliding_window": 40}, 8), id="window"),
+    pytest.param(
+        (("Mistral", {"sliding_window": 40}), (PageGroup(8, window=40),)),
+        id="window",
+    ),
 ]
-Loads = Callable[..., LoadedModel]
+
+
+@dataclass
+class Windowed:
+    """A model with windows, for contexts of up to 400 tokens, and pages for two or three."""
+
+    load: Callable[..., LoadedModel]
+    few: tuple[PageGroup, ...]
 
 
 @pytest.fixture(params=MODELS)
-def load_windowed(request: pytest.FixtureRequest, random_model: Any, load: Any) -> Loads:
-    """`load_windowed(...)`: a model with windows, for contexts of up to 400 tokens.
-
-    `tight` gives it just enough pages for a few of them, or for one.
-    """
-    family, fields, tight_pages = request.param
+def windowed(request: pytest.FixtureRequest, random_model: Any, load: Any) -> Windowed:
+    (family, fields), few = request.param
     model = random_model(family, max_position_embeddings=400, **fields)
-
-    def load_model(tight: bool = False, **settings: Any) -> LoadedModel:
-        if tight:
-            settings |= {"kv_cache_pages": tight_pages, "max_batch_input_tokens": CHUNK}
-        return load(model, **settings)
-
-    return load_model
+    return Windowed(lambda **settings: load(model, **settings), few)
 
 
-def manager_of(loaded: LoadedModel) -> PagedKVCacheManager:
-    return PagedKVCacheManager(loaded.plan.groups, page_size=PAGE_SIZE, max_chunk=CHUNK)
-
-
-def poison_free_pages(loaded: LoadedModel, held: HeldPages) -> None:
+def poison_free_pages(loaded: LoadedModel, groups: tuple[PageGroup, ...], held: HeldPages) -> None:
     """As if others had written NaN to every page that the context does not hold."""
     params = loaded.runner._storage.params
     for index, group in enumerate(params.groups):
         live = held.tables[index][held.dropped[index] :]
-        free = sorted(set(range(loaded.plan.groups[index].num_pages)) - set(live))
+        free = sorted(set(range(groups[index].num_pages)) - set(live))
         for layer in (loaded.runner._storage.layers[number] for number in group.layers):
             layer.k[free] = torch.nan
             layer.v[free] = torch.nan
@@ -66,16 +66,18 @@ def poison_free_pages(loaded: LoadedModel, held: HeldPages) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bits_are_equal_with_and_without_release(
-    dtype: str, load_windowed: Loads, drive: Callable[..., Any]
+    dtype: str, windowed: Windowed, drive: Callable[..., Any]
 ) -> None:
     rng = random.Random(3)
     history = rng.choices(range(211), k=330)
-    roomy = load_windowed(dtype=dtype)
-    (expected,) = drive(roomy).logits([history], [[(0, len(history))]])
-    loaded = load_windowed(tight=True, dtype=dtype)
-    windowed = loaded.plan.groups[-1]
-    assert windowed.num_pages * PAGE_SIZE < len(history) / 2
-    manager = manager_of(loaded)
+    loaded = windowed.load(dtype=dtype)
+    (expected,) = drive(loaded).logits([history], [[(0, len(history))]])
+    groups = tuple(
+        PageGroup(most_pages(group.window, len(history), PAGE_SIZE, CHUNK), group.window)
+        for group in windowed.few
+    )
+    assert groups[-1].num_pages * PAGE_SIZE < len(history) / 2
+    manager = PagedKVCacheManager(groups, page_size=PAGE_SIZE, max_chunk=CHUNK)
     tokens = np.array(history, dtype=np.int32)
     context = TextContext(0, tokens, SamplingParams(), max_length=400)
     held = manager.new_context(b"")
@@ -84,7 +86,7 @@ def test_bits_are_equal_with_and_without_release(
     found, start = [], 0
     for count in [32] * 5 + [16, 32, 16] + [1] * 75 + [31]:
         assert manager.extend(held, start, len(history))
-        poison_free_pages(loaded, held)
+        poison_free_pages(loaded, groups, held)
         plan = StepPlan([PlanRow(context, start, count, held.tables, False)])
         inputs = build_inputs(plan, PAGE_SIZE, torch.device("cpu"))
         found.append(loaded.runner.logits(replace(inputs, logit_rows=torch.arange(count))))
@@ -96,10 +98,12 @@ def test_bits_are_equal_with_and_without_release(
     assert torch.equal(logits.view(torch.int32), expected.view(torch.int32))
 
 
-def generate(loaded: LoadedModel, contexts: list[TextContext], stagger: int) -> EngineStats:
-    """Run the contexts, `stagger` steps after each other, to their ends."""
+def generate(
+    loaded: LoadedModel, groups: tuple[PageGroup, ...], contexts: list[TextContext]
+) -> EngineStats:
+    """Run the contexts, each three steps after the one before it, to their ends."""
     config = SchedulerConfig(
-        page_groups=loaded.plan.groups,
+        page_groups=groups,
         page_size=PAGE_SIZE,
         max_batch_size=8,
         max_batch_input_tokens=CHUNK,
@@ -109,7 +113,7 @@ def generate(loaded: LoadedModel, contexts: list[TextContext], stagger: int) -> 
     waiting = list(contexts)
     step = 0
     while engine.has_work or waiting:
-        if waiting and step % stagger == 0:
+        if waiting and step % 3 == 0:
             engine.submit([waiting.pop(0)])
         engine.step()
         engine.scheduler.check_integrity()
@@ -134,15 +138,13 @@ def make_contexts(count: int) -> list[TextContext]:
     return contexts
 
 
-def test_streams_are_equal_alone_and_preempted_in_a_crowd(load_windowed: Loads) -> None:
-    roomy = load_windowed()
-    alone = make_contexts(10)
+def test_streams_are_equal_alone_and_preempted_in_a_crowd(windowed: Windowed) -> None:
+    loaded = windowed.load()
+    alone, crowd = make_contexts(10), make_contexts(10)
     for context in alone:
-        generate(roomy, [context], 1)
-    tight = load_windowed(tight=True)
-    crowd = make_contexts(10)
+        generate(loaded, loaded.plan.groups, [context])
 
-    stats = generate(tight, crowd, 3)
+    stats = generate(loaded, windowed.few, crowd)
 
     assert [c.tokens.all.tolist() for c in crowd] == [c.tokens.all.tolist() for c in alone]
     assert stats.preemptions > 0
@@ -150,22 +152,19 @@ def test_streams_are_equal_alone_and_preempted_in_a_crowd(load_windowed: Loads) 
 
 
 def test_a_context_of_many_windows_runs_in_a_pool_of_a_few_pages(
-    random_model: Any, load: Loads, drive: Callable[..., Any]
+    random_model: Any, load: Callable[..., LoadedModel], drive: Callable[..., Any]
 ) -> None:
     model = random_model("Mistral", max_position_embeddings=400, sliding_window=40)
-    prompt = list(range(20, 120))
-    (expected,) = contexts = [TextContext(
-        0, np.array(prompt, np.int32), SamplingParams(max_new_tokens=260), max_length=400
-    )]  # fmt: skip
-    drive(load(model, kv_cache_pages=25)).run(contexts, [[(0, 100)], *([[(0, 1)]] * 259)])
-    settings = {"max_batch_input_tokens": CHUNK, "kv_cache_pages": 6}
-    loaded = load(model, **settings)
-    assert [group.num_pages for group in loaded.plan.groups] == [6]
-    assert loaded.max_length == 400
-    context = TextContext(
-        0, np.array(prompt, np.int32), SamplingParams(max_new_tokens=260), max_length=400
-    )
 
-    generate(loaded, [context], 1)
+    def new_context() -> TextContext:
+        prompt = np.arange(20, 120, dtype=np.int32)
+        return TextContext(0, prompt, SamplingParams(max_new_tokens=180), max_length=400)
+
+    expected, context = new_context(), new_context()
+    drive(load(model)).run([expected], [[(0, 100)], *([[(0, 1)]] * 179)])
+    loaded = load(model, max_batch_input_tokens=CHUNK, kv_cache_pages=6)
+    assert (loaded.max_length, loaded.num_pages) == (400, 6)
+
+    generate(loaded, loaded.plan.groups, [context])
 
     assert context.tokens.all.tolist() == expected.tokens.all.tolist()

@@ -20,7 +20,7 @@ from quire.pipelines.core.status import TextGenerationStatus
 from quire.pipelines.tokenizer import TextTokenizer
 from quire.server.app import build_app
 from quire.server.auth import load_api_keys
-from quire.server.engine import StreamTimes, TokenChunk, TokenStream
+from quire.server.engine import Caller, Origin, StreamTimes, TokenChunk, TokenStream
 from quire.server.errors import ApiError
 from quire.server.lifecycle import Lifecycle
 from quire.server.metrics import Metrics
@@ -124,6 +124,7 @@ class FakeEngine:
     refusal: ApiError | None = None
     is_unavailable: ApiError | None = None
     streams: list[FakeStream] = field(default_factory=list)
+    origins: list[Origin] = field(default_factory=list)
     _ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def check_available(self) -> None:
@@ -133,9 +134,13 @@ class FakeEngine:
     def new_request_id(self) -> int:
         return next(self._ids)
 
-    def submit(self, contexts: Sequence[TextContext]) -> list[TokenStream]:
+    def check_room(self, caller: Caller | None) -> None:
+        self.check_available()
+
+    def submit(self, contexts: Sequence[TextContext], origin: Origin) -> list[TokenStream]:
         if self.refusal is not None:
             raise self.refusal
+        self.origins.append(origin)
         streams = [FakeStream(context, self) for context in contexts]
         self.streams += streams
         return list(streams)

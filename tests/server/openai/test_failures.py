@@ -12,6 +12,7 @@ import openai
 import orjson
 import pytest
 
+from quire.server.engine import Origin
 from quire.server.errors import EngineUnavailable, GenerationFailed, Overloaded
 from quire.server.openai.admission import build_contexts
 from quire.server.openai.generation import Generation
@@ -159,7 +160,12 @@ async def generation_of(live: Any, choices: int = 1) -> Generation:
         live.engine, live.app.state.served, request, [[5, 6]], param="prompt", default_max_tokens=16
     )
     return Generation(
-        live.engine, contexts, live.tokenizer, choices_per_prompt=choices, starts_fresh=False
+        live.engine,
+        contexts,
+        live.tokenizer,
+        origin=Origin(),
+        choices_per_prompt=choices,
+        starts_fresh=False,
     )
 
 

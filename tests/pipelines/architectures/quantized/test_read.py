@@ -81,6 +81,15 @@ def test_gptq_options_say_what_is_stored() -> None:
     assert [name for name, tensor in tensors.items() if tensor.is_optional] == ["bias"]
 
 
+def test_gptq_may_name_the_layers_or_the_exceptions() -> None:
+    listed = read({**GPTQ, "modules_in_block_to_quantize": [["attn.q_proj"], ["mlp.up_proj"]]})
+    excepted = read({**GPTQ, "dynamic": {r"-:.*\.mlp\.gate$": {}}})
+
+    names = ("layers.0.attn.q_proj", "layers.0.flattn.q_proj", "layers.0.mlp.gate", "lm_head")
+    assert [listed.skips(name) for name in names] == [False, True, True, True]
+    assert [excepted.skips(name) for name in names] == [False, False, True, True]
+
+
 @pytest.mark.parametrize(
     ("values", "config"),
     [
@@ -144,7 +153,10 @@ REFUSED: list[tuple[object, str]] = [
     ({**GPTQ, "group_size": 256}, "group_size: expected one of 32, 64, 128, -1, found 256"),
     ({**GPTQ, "checkpoint_format": "marlin"}, 'expected gptq or gptq_v2, found "marlin"'),
     ({**GPTQ, "is_marlin_format": True}, "is_marlin_format: expected false"),
-    ({**GPTQ, "dynamic": {"-:.*": {}}}, "dynamic: expected nothing"),
+    ({**GPTQ, "dynamic": {"+:.*": {"bits": 8}}}, "dynamic: expected only keys that begin with -:"),
+    ({**GPTQ, "dynamic": {"-:(": {}}}, "dynamic: expected valid regular expressions"),
+    ({**GPTQ, "rotation": "hadamard"}, "rotation: expected nothing"),
+    ({**GPTQ, "modules_in_block_to_quantize": ["a"]}, "expected a list of lists of strings"),
     ({**GPTQ, "pack_dtype": "int64"}, "pack_dtype: expected int32"),
     ({**AWQ, "bits": 3}, "bits: expected 4, found 3"),
     ({**AWQ, "version": "gemv"}, 'version: expected gemm, found "gemv"'),
@@ -169,7 +181,7 @@ REFUSED: list[tuple[object, str]] = [
     (float_quantized(transform_config={"a": 1}), "transform_config: expected nothing"),
     (float_quantized(sparsity_config={"format": "sparse-24"}), "format: expected dense"),
     (float_quantized(quantization_status="initialized"), "quantization_status: expected compr"),
-    (float_quantized(ignore=["re:("]), "ignore: expected regular expressions"),
+    (float_quantized(ignore=["re:("]), "ignore: expected valid regular expr"),
     (
         compressed("float-quantized", {**E4M3, "strategy": "group"}, None),
         "strategy: expected tensor, channel or block",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from parity.families.quantized import AT_LOAD, METHODS
 
-from quire.config.errors import ModelError
+from quire.config.errors import ConfigError, ModelError
 from quire.pipelines.architectures.config_file import ConfigFile
 from quire.pipelines.architectures.encodings import Encoding
 from quire.pipelines.architectures.quantized.at_load import ENCODINGS
@@ -157,6 +157,14 @@ def test_the_kernels_of_a_gpu_compute_with_these_numbers(name: str) -> None:
     torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_gpu_without_fp8_is_refused_at_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quire.pipelines.nn.quantized.float8.capability_of", lambda _: 80)
+    _, weight = packed("fp8 static", random_weight())
+
+    with pytest.raises(ConfigError, match=r"compute capability 8.9 or more, found 8.0"):
+        weight.apply_packed(None, torch.device("cuda"))
+
+
 def test_fp8_weights_alone_are_dequantized_everywhere() -> None:
     encoding = encoding_of("fp8 static")
     assert isinstance(encoding, Float8Encoding)
@@ -165,6 +173,30 @@ def test_fp8_weights_alone_are_dequantized_everywhere() -> None:
     weight = WEIGHT_KINDS[Float8Encoding].from_tensors(encoding, tensors, F32)
 
     assert not weight.is_packed_on(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("name", ["gptq", "awq", "fp8 blocks", "nvfp4", "int8 at load"])
+@pytest.mark.parametrize(("kind", "devices"), [("rowwise", 2), ("columnwise", 3)])
+def test_the_devices_results_are_those_of_one(name: str, kind: str, devices: int) -> None:
+    """A bias is added once, also where only the checkpoint has one (GPTQ)."""
+    numbers, tensors = ALL[name].quantize(random_weight())
+    bias, has_bias = torch.randn(OUT), name != "gptq"
+    checkpoint = Tensors({f"a.{suffix}": tensor for suffix, tensor in tensors.items()})
+    checkpoint["a.bias"] = bias
+    encoding = encoding_of(name)
+    whole = Linear(IN, OUT, F32, CPU, has_bias, quantization_encoding=encoding, name="a")
+    whole.sharding_strategy = getattr(ShardingStrategy, kind)(devices)
+    x = torch.randn(5, IN)
+
+    parts = [part.load(checkpoint) for part in whole.shard([CPU] * devices)]
+
+    if kind == "rowwise":
+        actual = torch.cat([part(x) for part in parts], 1)
+    else:
+        own = [columns.contiguous() for columns in x.chunk(devices, 1)]
+        results = [part(columns) for part, columns in zip(parts, own, strict=True)]
+        actual = torch.stack(results).sum(0)
+    torch.testing.assert_close(actual, x @ numbers.t() + bias, rtol=1e-4, atol=1e-4)
 
 
 def stacked(name: str, weights: list[torch.Tensor], **extra: torch.Tensor) -> StackedLinear:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import transformers
 from parity.cases import ParityCase, save
-from parity.families.quantized import float8
 from parity.moe_models import decide_mixture, spread_mixture
+from parity.packing import float8
 from parity.random_models import make_random_model
 from safetensors.torch import load_file, save_file
 

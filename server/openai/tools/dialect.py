@@ -1,0 +1,134 @@
+"""`Dialect`: how one model writes calls and reasoning, found once for the served model."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from quire.pipelines.chat_template import ChatTemplate
+from quire.pipelines.tokenizer import TextTokenizer
+from quire.server.openai.tools.character_parser import CharacterParser
+from quire.server.openai.tools.formats import HARMONY, ToolFormat, format_named, format_of
+from quire.server.openai.tools.harmony import HarmonyMessages
+from quire.server.openai.tools.json_calls import JsonCalls
+from quire.server.openai.tools.named_calls import NamedCalls
+from quire.server.openai.tools.pythonic_calls import PythonicCalls
+from quire.server.openai.tools.reply_parser import ReplyParser
+from quire.server.openai.tools.thinking import THINK_TAGS, Thinking, ThinkTags, think_tags_of
+
+Opening = Literal["inside", "after", "before"]
+"""Where in the reasoning a prompt ends: inside it, after it, or before what may be one."""
+_PROBE = "quire-probe"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """`tools` and `think` are None where the model has no calls, or no reasoning, that we know.
+
+    `specials` are the ids of the strings around them that are control tokens. `wants_json_text`:
+    the chat template prints a call's arguments as they are, so they must be text.
+    """
+
+    tools: ToolFormat | None = None
+    think: ThinkTags | None = None
+    is_harmony: bool = False
+    specials: Mapping[str, int] = field(default_factory=dict)
+    wants_json_text: bool = False
+    wants_null_content: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: TextTokenizer,
+        tool_call_parser: str = "auto",
+        reasoning_parser: str = "auto",
+    ) -> "Dialect":
+        """That of a model by its chat template; the parsers are settings of those names."""
+        template = tokenizer.chat_template
+        source = "" if template is None else template.source
+        tools: ToolFormat | None = None
+        if tool_call_parser == "auto":
+            tools = format_of(source)
+        elif tool_call_parser != "none":
+            tools = format_named(tool_call_parser)
+        think: ThinkTags | None = None
+        if reasoning_parser == "think":
+            think = think_tags_of(source) or THINK_TAGS[0]
+        elif reasoning_parser == "auto" and not HARMONY.matches(source):
+            think = think_tags_of(source)
+        is_harmony = (
+            tools is HARMONY
+            or reasoning_parser == "harmony"
+            or (reasoning_parser == "auto" and HARMONY.matches(source))
+        )
+        known = tokenizer.special_tokens
+        specials = {mark: known[mark] for mark in _marks(tools, think, is_harmony) if mark in known}
+        return cls(
+            tools=tools,
+            think=None if is_harmony else think,
+            is_harmony=is_harmony,
+            specials=specials,
+            wants_json_text=template is not None and _wants_json_text(template),
+            wants_null_content="content'] is none" in source or ".content is none" in source,
+        )
+
+    def opening(self, prompt_end: str) -> Opening:
+        """Where a prompt that ends with `prompt_end` leaves off."""
+        if self.think is None:
+            return "before" if self.is_harmony else "after"
+        end = prompt_end.rstrip()
+        if end.endswith(self.think.opening):
+            return "inside"
+        return "after" if end.endswith(self.think.closing) else "before"
+
+    def shown_tokens(self, *, has_tools: bool) -> frozenset[int]:
+        """Control tokens that must have text for the parsers to see."""
+        marks = _marks(self.tools if has_tools else None, self.think, self.is_harmony)
+        return frozenset(self.specials[mark] for mark in marks if mark in self.specials)
+
+    def parser(
+        self, names: frozenset[str], opening: Opening, *, shows_reasoning: bool = True
+    ) -> ReplyParser | None:
+        """For a reply that may call the functions of `names`; None where all of it is content."""
+        hidden = frozenset(self.specials)
+        parsers: list[CharacterParser] = []
+        if self.think is not None and opening != "after":
+            parsers.append(Thinking(self.think, is_open=opening == "inside", hidden=hidden))
+        if self.is_harmony:
+            parsers.append(HarmonyMessages(names))
+        elif self.tools is not None and names:
+            parsers.append(_FAMILIES[self.tools.family](self.tools, names, hidden))
+        return ReplyParser(parsers, shows_reasoning=shows_reasoning) if parsers else None
+
+
+_FAMILIES: Mapping[str, type[JsonCalls] | type[NamedCalls] | type[PythonicCalls]] = {
+    "json": JsonCalls,
+    "named": NamedCalls,
+    "pythonic": PythonicCalls,
+}
+
+
+def _marks(tools: ToolFormat | None, think: ThinkTags | None, is_harmony: bool) -> Collection[str]:
+    marks: list[str] = list(think or ())
+    if is_harmony:
+        marks += [*HARMONY.openings, *HARMONY.closings]
+    if tools is not None:
+        marks += [*tools.openings, *tools.closings, *tools.inner_marks]
+    return marks
+
+
+def _wants_json_text(template: ChatTemplate) -> bool:
+    """Whether arguments that are an object do not come out as JSON."""
+    call = {"name": "f", "arguments": {_PROBE: _PROBE}}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "a"},
+        {
+            "role": "assistant",
+            "content": None if "content'] is none" in template.source else "",
+            "tool_calls": [{"id": "abcdefghi", "type": "function", "function": call}],
+        },
+    ]
+    try:
+        printed = template.render(messages, add_generation_prompt=False)
+    except ValueError:
+        return True
+    return f"'{_PROBE}'" in printed

@@ -1,0 +1,155 @@
+"""`ReplyPlan`: what a chat request and the model's dialect make of the reply."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from quire.pipelines.core.grammar import GrammarSpec
+from quire.pipelines.structured.json_schema import NotEnforceable, enforceable
+from quire.server.errors import InvalidRequest, UnsupportedParameter
+from quire.server.openai.tools.dialect import Dialect, Opening
+from quire.server.openai.tools.grammar import CallRules, answer_grammar, tool_grammar
+from quire.server.openai.tools.reply_parser import ReplyParser
+from quire.server.openai.tools.request import (
+    AllowedTools,
+    Function,
+    FunctionTool,
+    NamedTool,
+    ToolChoice,
+    chosen_names,
+)
+
+_NO_ARGUMENTS: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {},
+    "additionalProperties": False,
+}
+_ANY_ARGUMENTS: Mapping[str, Any] = {"type": "object", "additionalProperties": True}
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplyPlan:
+    """`names` are the functions that the reply may call; `opening` where the prompt leaves off."""
+
+    dialect: Dialect
+    opening: Opening
+    names: frozenset[str] = frozenset()
+    choice: ToolChoice | None = None
+    is_parallel: bool = True
+    shows_reasoning: bool = True
+    tools: tuple[FunctionTool, ...] = field(default=())
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether the grammar, if there is one, can always be followed by more text."""
+        is_free = self.choice is None or self.choice == "auto" or not _is_required(self.choice)
+        return bool(self.names) and is_free and self.is_parallel
+
+    @property
+    def shown_tokens(self) -> frozenset[int]:
+        """Control tokens that `parser` must see."""
+        return self.dialect.shown_tokens(has_tools=bool(self.names))
+
+    def parser(self) -> ReplyParser | None:
+        """A parser for one choice; None where all of its text is content."""
+        return self.dialect.parser(self.names, self.opening, shows_reasoning=self.shows_reasoning)
+
+    def grammar(
+        self, answer: tuple[str, GrammarSpec] | None
+    ) -> tuple[tuple[str, GrammarSpec] | None, list[str]]:
+        """The field that constrains the reply and how, given what constrains its content; and what
+        the client should be warned of.
+
+        Raises:
+            InvalidRequest: a strict function's parameters cannot be enforced, or the content's
+                constraint cannot follow reasoning or stand beside tools.
+        """
+        inner = None if answer is None else answer[1]
+        try:
+            if self.names:
+                rules, warnings = self._rules()
+                return ("tools", tool_grammar(self.dialect, rules, self.opening, inner)), warnings
+            if answer is None or inner is None:
+                return None, []
+            return (answer[0], answer_grammar(self.dialect, self.opening, inner)), []
+        except ValueError as error:
+            param = answer[0] if answer is not None else "tools"
+            raise _invalid(param, str(error)) from None
+
+    def _rules(self) -> tuple[CallRules, list[str]]:
+        assert self.dialect.tools is not None
+        is_pythonic = self.dialect.tools.family == "pythonic"
+        schemas: dict[str, Mapping[str, Any]] = {}
+        warnings: list[str] = []
+        for index, tool in enumerate(self.tools):
+            function = tool.function
+            if function.name not in self.names:
+                continue
+            try:
+                schemas[function.name] = _schema(function, is_pythonic=is_pythonic)
+            except NotEnforceable as error:
+                param = f"tools.{index}.function.parameters"
+                if function.strict:
+                    raise _invalid(param, str(error)) from None
+                warnings.append(f"{param} not enforced: {error}")
+                schemas[function.name] = _ANY_ARGUMENTS
+        rules = CallRules(
+            schemas=schemas,
+            is_required=_is_required(self.choice),
+            is_parallel=self.is_parallel and not isinstance(self.choice, NamedTool),
+        )
+        return rules, warnings
+
+
+def allowed_names(
+    dialect: Dialect, tools: list[FunctionTool], choice: ToolChoice | None
+) -> frozenset[str]:
+    """The functions that a reply may call.
+
+    Raises:
+        UnsupportedParameter: there are some, but this model has no calls that we know.
+    """
+    if not tools or choice == "none":
+        return frozenset()
+    if dialect.tools is None:
+        raise UnsupportedParameter(
+            "tools",
+            "the model's chat template has no format of tool calls that is known; see "
+            "--tool-call-parser",
+        )
+    return frozenset(chosen_names(choice) or (tool.function.name for tool in tools))
+
+
+def _is_required(choice: ToolChoice | None) -> bool:
+    if isinstance(choice, AllowedTools):
+        return choice.allowed_tools.mode == "required"
+    return choice == "required" or isinstance(choice, NamedTool)
+
+
+def _schema(function: Function, *, is_pythonic: bool) -> Mapping[str, Any]:
+    """The schema of a function's arguments, in a form that is enforced whole.
+
+    Raises:
+        NotEnforceable: it has no such form.
+    """
+    given = function.parameters
+    if not given:
+        return _NO_ARGUMENTS
+    if "type" not in given and not {"$ref", "anyOf", "oneOf", "allOf"} & given.keys():
+        given = {**given, "type": "object"}
+    schema = enforceable(given)
+    if schema.get("type", "object") != "object":
+        raise NotEnforceable("'type' at $ must be 'object'")
+    if is_pythonic:
+        if "type" not in schema:
+            raise NotEnforceable("'type' at $ is needed for keyword arguments")
+        for name in schema.get("properties", {}):
+            if not _IDENTIFIER.fullmatch(name):
+                raise NotEnforceable(f"{name!r:.80} at $.properties is no name of an argument")
+    return schema
+
+
+def _invalid(param: str, message: str) -> InvalidRequest:
+    return InvalidRequest(f"'{param}': {message}", param=param, code="invalid_value")

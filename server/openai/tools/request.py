@@ -1,0 +1,129 @@
+"""What a chat request says of tools: the functions, the choice among them, calls of earlier turns."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag, field_validator
+
+from quire.config.limits import LIMITS
+from quire.server.openai import known_fields
+from quire.server.openai.known_fields import Harmless, unsupported
+from quire.server.openai.request_model import RequestModel, refusal
+
+FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
+
+
+class Function(RequestModel):
+    """A function that the model may call. Its arguments follow the schema `parameters`.
+
+    With `strict` a schema that cannot be enforced whole is refused; without, the arguments are
+    then any object, and the reply's warning header says so.
+    """
+
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="A JSON Schema of an object.")
+    strict: bool = False
+
+
+class FunctionTool(RequestModel):
+    type: Literal["function"] = "function"
+    function: Function
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _is_function(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != "function":
+            raise unsupported("", "only tools of type function are served")
+        return value
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The tool as chat templates take it."""
+        function = self.function
+        given: dict[str, Any] = {"name": function.name}
+        for name in ("description", "parameters"):
+            value = getattr(function, name)
+            if value is not None:
+                given[name] = value
+        return {"type": "function", "function": given}
+
+
+class NamedFunction(RequestModel):
+    name: FunctionName
+
+
+class NamedTool(RequestModel):
+    """One function by name."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class AllowedToolsList(RequestModel):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1, max_length=LIMITS.tools)
+
+
+class AllowedTools(RequestModel):
+    """Some of the functions; the prompt still shows all of them."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedToolsList
+
+
+def _choice_kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return "<allowed>" if value.get("type") == "allowed_tools" else "<named>"
+    if isinstance(value, RequestModel):
+        return "<allowed>" if isinstance(value, AllowedTools) else "<named>"
+    return "<mode>"
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("<mode>")]
+    | Annotated[NamedTool, Tag("<named>")]
+    | Annotated[AllowedTools, Tag("<allowed>")],
+    Discriminator(_choice_kind),
+]
+Tools = Annotated[list[FunctionTool], Field(max_length=LIMITS.tools, fail_fast=True)]
+
+
+class CalledFunction(RequestModel):
+    """`arguments`: JSON in a string, as the reply had it; an object is taken as well."""
+
+    name: str
+    arguments: str | dict[str, Any] = "{}"
+
+
+class MessageToolCall(RequestModel):
+    """A call that the assistant made."""
+
+    unsupported: ClassVar[Mapping[str, Harmless]] = known_fields.TOOL_CALL
+    without_effect: ClassVar[Mapping[str, type]] = {"index": int}
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+def check_tools(tools: list[FunctionTool], choice: ToolChoice | None) -> None:
+    """Raises unless names are unique and those of `choice` are among them."""
+    names = [tool.function.name for tool in tools]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise refusal("tools", f"must have one function called {twice!r}, not several")
+    if not tools and choice not in (None, "none", "auto"):
+        raise refusal("tool_choice", "needs tools")
+    for name in chosen_names(choice):
+        if name not in names:
+            raise refusal("tool_choice", f"names {name!r}, which is not in tools")
+
+
+def chosen_names(choice: ToolChoice | None) -> tuple[str, ...]:
+    """The functions that a choice names; none when it is of all."""
+    if isinstance(choice, NamedTool):
+        return (choice.function.name,)
+    if isinstance(choice, AllowedTools):
+        return tuple(tool.function.name for tool in choice.allowed_tools.tools)
+    return ()

@@ -1,0 +1,351 @@
+"""Every format's parser: what it finds, however the text was cut, and what it leaves as content."""
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quire.server.openai.tools.dialect import Dialect
+from quire.server.openai.tools.formats import FORMATS, ToolFormat, format_named
+from quire.server.openai.tools.thinking import THINK_TAGS
+
+NAMES = frozenset({"f", "get_weather", "no-args"})
+
+
+@dataclass
+class Said:
+    """A reply as a client assembles it."""
+
+    content: str = ""
+    reasoning: str = ""
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    is_open: bool = False
+
+
+def dialect_of(name: str, *, hidden: bool = False, think: bool = False) -> Dialect:
+    tools = format_named(name)
+    marks = [*tools.openings, *tools.closings, *tools.inner_marks]
+    return Dialect(
+        tools=tools,
+        is_harmony=name == "harmony",
+        think=THINK_TAGS[0] if think else None,
+        specials={mark: at for at, mark in enumerate(marks)} if hidden else {},
+    )
+
+
+def read(dialect: Dialect, chunks: Iterable[str], opening: Any = "before") -> Said:
+    parser = dialect.parser(NAMES, opening)
+    assert parser is not None
+    said = Said()
+    events = [event for chunk in chunks for event in parser.feed(chunk)] + parser.finish()
+    for kind, text in events:
+        if kind == "content":
+            said.content += text
+        elif kind == "reasoning":
+            said.reasoning += text
+        elif kind == "call":
+            said.calls.append((text, ""))
+        elif kind == "arguments":
+            name, before = said.calls[-1]
+            said.calls[-1] = (name, before + text)
+    said.is_open = parser.in_call
+    assert parser.num_calls == len(said.calls)
+    return said
+
+
+def cut(text: str, borders: Sequence[int]) -> list[str]:
+    places = [0, *sorted(min(border, len(text)) for border in borders), len(text)]
+    return [text[a:b] for a, b in itertools.pairwise(places)]
+
+
+def python(value: Any) -> str:
+    """A value as Python writes it."""
+    return repr(value)
+
+
+def written(format_: ToolFormat, calls: Sequence[tuple[str, Any]]) -> str:
+    """Calls as a model of this format writes them."""
+    if format_.name == "harmony":
+        return "<|start|>assistant".join(
+            f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>"
+            f"{json.dumps(arguments, ensure_ascii=False)}<|call|>"
+            for name, arguments in calls
+        )
+    texts = []
+    for name, arguments in calls:
+        text = json.dumps(arguments, ensure_ascii=False)
+        if format_.family == "pythonic":
+            text = ", ".join(f"{key}={python(value)}" for key, value in arguments.items())
+        texts.append(format_.call.replace("NAME", name).replace("ARGUMENTS", text))
+    return format_.before + format_.between.join(texts) + format_.after
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
+    [
+        '"',
+        "\\",
+        '{"a": [}',
+        "</tool_call>",
+        "\n\t",
+        "日本 🙂",
+        "'",
+        "'''",
+        "<|call|",
+        "]}",
+        "\\u0041",
+    ]
+)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | texts | st.floats(-1e9, 1e9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+arguments = st.dictionaries(st.sampled_from(["a", "city", "x_1"]), values, max_size=3)
+call_lists = st.lists(st.tuples(st.sampled_from(sorted(NAMES)), arguments), min_size=1, max_size=3)
+borders = st.lists(st.integers(0, 400), max_size=12)
+EVERY = pytest.mark.parametrize("name", [row.name for row in FORMATS])
+
+
+def usable(name: str, calls: Sequence[tuple[str, Any]]) -> bool:
+    """Harmony's bodies end at control tokens, which no tokenizer makes of a string's text."""
+    return name != "harmony" or "<|" not in json.dumps(calls)
+
+
+@EVERY
+@settings(max_examples=60, deadline=None)
+@given(calls=call_lists, borders=borders, hidden=st.booleans())
+def test_calls_are_read_however_they_are_cut(
+    name: str, calls: list[tuple[str, Any]], borders: list[int], hidden: bool
+) -> None:
+    if not usable(name, calls):
+        return
+    dialect = dialect_of(name, hidden=hidden)
+    text = written(format_named(name), calls)
+
+    whole = read(dialect, [text])
+
+    assert [(called, json.loads(given)) for called, given in whole.calls] == calls
+    assert whole.content == "" and not whole.is_open
+    assert read(dialect, cut(text, borders)) == whole
+    assert read(dialect, text) == whole
+
+
+@EVERY
+@settings(max_examples=60, deadline=None)
+@given(calls=call_lists, borders=borders, end=st.integers(0, 300), think=st.booleans())
+def test_cut_replies_keep_what_there_was(
+    name: str, calls: list[tuple[str, Any]], borders: list[int], end: int, think: bool
+) -> None:
+    """At max_tokens: the calls that are complete, and the arguments so far of the next."""
+    dialect = dialect_of(name, think=think and name != "harmony")
+    if not usable(name, calls):
+        return
+    full = written(format_named(name), calls)
+    text = full[:end]
+    if name == "harmony" and text.rfind("<") > text.rfind(">"):
+        # Its markers are control tokens: there is no half of one.
+        text = text[: text.rfind("<")]
+
+    said = read(dialect, cut(text, borders))
+
+    assert said == read(dialect, [text])
+    whole = read(dialect, [full])
+    assert len(said.calls) <= len(whole.calls)
+    for (called, part), (expected, complete) in zip(said.calls, whole.calls, strict=False):
+        assert called == expected and complete.startswith(part)
+    for index, call in enumerate(said.calls[:-1]):
+        assert call == whole.calls[index]
+    if said.calls and not said.is_open:
+        assert said.calls[-1] == whole.calls[len(said.calls) - 1]
+
+
+soups = st.lists(
+    st.sampled_from(
+        [mark for row in FORMATS for mark in (*row.openings, *row.closings, *row.inner_marks)]
+        + ['{"name": "f", "arguments": ', '{"name": "g", ', '{"a": "', "f(a=", "[", "]", "}", ")"]
+        + ["{", '"', "'", ",", ":", "=", "f", "to=functions.f", "<think>", "</think>", " ", "\n"]
+        + ["final", "analysis", "é🙂", "\\", "1e5", "None", "json", '"function": {', "(", "```"]
+    ),
+    max_size=25,
+).map("".join)
+
+
+@EVERY
+@settings(max_examples=100, deadline=None)
+@given(text=soups | texts, borders=borders, think=st.booleans(), hidden=st.booleans())
+def test_no_text_is_an_error_and_cuts_change_nothing(
+    name: str, text: str, borders: list[int], think: bool, hidden: bool
+) -> None:
+    dialect = dialect_of(name, hidden=hidden, think=think and name != "harmony")
+
+    whole = read(dialect, [text])
+
+    assert read(dialect, cut(text, borders)) == whole
+    assert read(dialect, text) == whole
+    assert {called for called, _ in whole.calls} <= NAMES
+
+
+@EVERY
+@settings(max_examples=30, deadline=None)
+@given(
+    text=st.text(st.characters(exclude_characters="<[{`", exclude_categories=["Cs"])),
+    borders=borders,
+)
+def test_plain_text_is_content(name: str, text: str, borders: list[int]) -> None:
+    if name == "harmony":
+        said = read(dialect_of(name), cut(text, borders))
+        assert said.content.split() == text.split()
+        return
+    assert read(dialect_of(name), cut(text, borders)) == Said(content=text)
+
+
+NOT_CALLS = {
+    "hermes": '<tool_call>\n{"name": "other", "arguments": {}}\n</tool_call>',
+    "llama3_json": '{"name": "Bob", "age": 5}',
+    "pythonic": "[1, 2] and [other(a=1)]",
+    "mistral": "[TOOL_CALLS]other[ARGS]{}",
+    "mistral_list": '[TOOL_CALLS] [{"name": "other"}]',
+    "deepseek_v31": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>other<｜tool▁sep｜>{}",
+    "granite": '<|tool_call|>[{"nam": "f"}]',
+    "phi4_mini": "functools[1]",
+}
+
+
+@pytest.mark.parametrize(("name", "text"), NOT_CALLS.items())
+def test_what_only_looks_like_a_call_is_content(name: str, text: str) -> None:
+    assert read(dialect_of(name), [f"{text} end"]) == Said(content=f"{text} end")
+    hidden = read(dialect_of(name, hidden=True), [text])
+    assert hidden.content in text or "begin" in text
+    assert not hidden.calls
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "content", "calls"),
+    [
+        (
+            "hermes",
+            'Let me see.\n<tool_call>{"arguments": {"a": 1}, "name": "f"}</tool_call>\nDone',
+            "Let me see.\nDone",
+            [("f", '{"a": 1}')],
+        ),
+        ("hermes", '<tool_call>{"name": "no-args"}</tool_call>', "", [("no-args", "{}")]),
+        (
+            "hermes",
+            '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>',
+            "",
+            [("f", '{"a": 1}')],
+        ),
+        (
+            "hermes",
+            '<tool_call>{"name": "f", "arguments": {"a": 1}}}</tool_call>x',
+            "}x",
+            [("f", '{"a": 1}')],
+        ),
+        (
+            "hermes",
+            '<tool_call>{"name": "f", "arguments": {"a": </tool_call>',
+            "",
+            [("f", '{"a": ')],
+        ),
+        (
+            "llama3_json",
+            '<|python_tag|>{"name": "f", "parameters": {"a": 1}}; {"name": "f", "parameters": {}}',
+            "",
+            [("f", '{"a": 1}'), ("f", "{}")],
+        ),
+        (
+            "llama3_json",
+            '{"type": "function", "function": {"name": "f", "parameters": {"a": 1}}}',
+            "",
+            [("f", '{"a": 1}')],
+        ),
+        (
+            "pythonic",
+            "<|python_start|>[f(a=True, city=\"it's\", x_1={'k': (1, None)}), no-args()]<|python_end|>",
+            "",
+            [("f", '{"a": true, "city": "it\'s", "x_1": {"k": [1, null]}}'), ("no-args", "{}")],
+        ),
+        ("pythonic", r"[f(a='\x41\u00e9\n\'')]", "", [("f", '{"a": "Aé\\n\'"}')]),
+        (
+            "mistral",
+            '[TOOL_CALLS]f[CALL_ID]123456789[ARGS]{"a": "]"}[TOOL_CALLS]f[ARGS]{}',
+            "",
+            [("f", '{"a": "]"}'), ("f", "{}")],
+        ),
+        (
+            "harmony",
+            "<|channel|>commentary<|message|>Let me see.<|end|>"
+            + "<|start|>assistant to=functions.f"
+            + '<|channel|>commentary json<|message|>{"a": 1}<|call|>',
+            "Let me see.",
+            [("f", '{"a": 1}')],
+        ),
+        ("phi4_mini", 'functools[{"name": "f", "arguments": {}}]', "", [("f", "{}")]),
+        ("granite", '<tool_call>[{"name": "f", "arguments": {}}]', "", [("f", "{}")]),
+    ],
+)
+def test_variants_that_models_write(
+    name: str, text: str, content: str, calls: list[tuple[str, str]]
+) -> None:
+    said = read(dialect_of(name), [text])
+
+    assert (said.content, said.calls, said.is_open) == (content, calls, False)
+
+
+@pytest.mark.parametrize("count", [20_000])
+@pytest.mark.parametrize(
+    ("name", "start", "piece"),
+    [
+        ("hermes", '<tool_call>{"name": "f", "arguments": ', '{"a": ['),
+        ("hermes", "", "<tool_call><tool"),
+        ("hermes", "", '<tool_call>{"function": {'),
+        ("pythonic", "[f(a=", "["),
+        ("pythonic", "[f(a=", "9"),
+        ("llama3_json", '{"name": "', "\\u0041"),
+        ("mistral", "[TOOL_CALLS]", "f"),
+        ("harmony", "<|channel|>", "<|chan"),
+    ],
+)
+def test_long_and_deep_replies_are_read_to_the_end(
+    name: str, start: str, piece: str, count: int
+) -> None:
+    read(dialect_of(name), [start + piece * count])
+
+
+@pytest.mark.parametrize(
+    ("opening", "text", "reasoning", "content"),
+    [
+        ("before", "<think>\nwhy <b>\n</think>\n\nbecause ", "why <b>", "because "),
+        ("before", "because </think> no", "", "because </think> no"),
+        ("inside", "why\n\n</think>\nbecause", "why", "because"),
+        ("inside", "why</thin", "why</thin", ""),
+        ("before", " <thi", "", " <thi"),
+    ],
+)
+def test_reasoning_between_tags(opening: Any, text: str, reasoning: str, content: str) -> None:
+    dialect = Dialect(think=THINK_TAGS[0])
+    for chunks in ([text], list(text), cut(text, [3, 7, 9])):
+        said = read(dialect, chunks, opening)
+        assert (said.reasoning, said.content) == (reasoning, content)
+
+
+def test_harmonys_channels() -> None:
+    text = (
+        "<|channel|>analysis<|message|>Simple.<|end|><|start|>assistant<|channel|>analysis"
+        "<|message|>Yes.<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>"
+    )
+
+    assert read(dialect_of("harmony"), text) == Said(content="4", reasoning="Simple.\nYes.")
+    assert read(dialect_of("harmony"), "the rest of it<|end|>").content == "the rest of it"
+
+
+def test_reasoning_can_be_left_out() -> None:
+    parser = Dialect(think=THINK_TAGS[0]).parser(NAMES, "before", shows_reasoning=False)
+    assert parser is not None
+
+    assert parser.feed("<think>a</think>b") + parser.finish() == [("content", "b")]
