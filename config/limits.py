@@ -9,6 +9,10 @@ class RequestLimits:
 
     prompts: int = 32
     """Prompts in one completions request."""
+    embedding_inputs: int = 2048
+    """Texts in one embeddings request."""
+    embedding_values: int = 4_000_000
+    """Numbers in the vectors of one reply."""
     choices: int = 128
     """Prompts times n in one request."""
     n: int = 128

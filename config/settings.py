@@ -41,6 +41,7 @@ ToolCallParser = Literal[
     "harmony",
     "granite",
     "phi4_mini",
+    "functools",
 ]
 
 LoadFormat = Literal["auto", "safetensors", "gguf", "pytorch", "random"]
@@ -151,6 +152,11 @@ class ServeSettings(ModelSettings):
 
     served_model_name: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Names clients may use as model; default: the model's own."
+    )
+    task: Literal["auto", "generate", "embeddings"] = Field(
+        "auto",
+        description="What the model is served for; auto: embeddings for encoders and folders with "
+        "modules.json, else generate.",
     )
     generation_config: Literal["auto", "none"] = Field(
         "auto",

@@ -7,14 +7,14 @@ encoder gives the state of its first token and a decoder that of its last, norma
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from quire.config.errors import ModelError
 from quire.pipelines.architectures.config_file import MAX_JSON_BYTES, ConfigFile
-
-Pooling = Literal["cls", "mean", "last"]
+from quire.pipelines.core.context import Pooling
 
 _POOLING_KEYS: Mapping[str, Pooling] = {
     "pooling_mode_cls_token": "cls",
@@ -36,6 +36,21 @@ class EmbeddingConfig:
     lowers_case: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str = ""
+
+    def text(self, text: str) -> str:
+        """What of `text` the model reads."""
+        text = self.default_prompt + text
+        return text.lower() if self.lowers_case else text
+
+
+def finished_vector(
+    vector: bytes, *, normalize: bool, dimensions: int | None = None
+) -> NDArray[np.float32]:
+    """fp32 [C] of a pooled vector's bytes; its first `dimensions` alone, then of length 1 if it is
+    to `normalize`. A vector of zeros stays one."""
+    cut = np.frombuffer(vector, dtype="<f4")[:dimensions].astype(np.float64)
+    length = float(np.sqrt(np.square(cut).sum()))
+    return (cut / length if normalize and length else cut).astype(np.float32)
 
 
 def read_embedding_config(folder: Path, default: Pooling) -> EmbeddingConfig:

@@ -12,9 +12,11 @@ import torch
 
 from quire.config.errors import ConfigError
 from quire.config.settings import ModelSettings
+from quire.pipelines.architectures.encoder_spec import EncoderSpec
 from quire.pipelines.architectures.encodings import ITEM_BYTES
 from quire.pipelines.architectures.quantized.at_load import quantize_at_load
 from quire.pipelines.architectures.spec import ModelSpec
+from quire.pipelines.encoder_plan import flops_per_text, num_weights, plan_encoder
 from quire.pipelines.kv_cache.memory_plan import MemoryPlan, plan_memory
 from quire.pipelines.worker.host import available_cores, available_memory
 
@@ -63,15 +65,7 @@ class Forecast:
     """(prompt tokens, seconds to the first token)."""
 
     def table(self) -> str:
-        hardware = self.hardware
-        lines = [
-            f"device          {hardware.name}: {hardware.source}",
-            f"peak            {hardware.bandwidth / GB:,.0f} GB/s, {hardware.flops / TB:,.2f} TFLOP/s",
-            f"dtype           {self.dtype}",
-            self.memory.table(),
-            "",
-            "floors (nothing can be faster)",
-        ]
+        lines = _head(self.hardware, self.dtype, self.memory.table())
         for batch, context, seconds in self.decode_steps:
             lines.append(
                 f"  decode  batch {batch:>4}  context {context:>6}  {seconds * 1e3:>10.3f} ms/step"
@@ -83,6 +77,40 @@ class Forecast:
                 f"       {tokens / seconds:>12,.0f} tokens/s"
             )
         return "\n".join(lines)
+
+
+def _head(hardware: Hardware, dtype: str, memory: str) -> list[str]:
+    return [
+        f"device          {hardware.name}: {hardware.source}",
+        f"peak            {hardware.bandwidth / GB:,.0f} GB/s, {hardware.flops / TB:,.2f} TFLOP/s",
+        f"dtype           {dtype}",
+        memory,
+        "",
+        "floors (nothing can be faster)",
+    ]
+
+
+def encoder_table(
+    spec: EncoderSpec, settings: ModelSettings, hardware: Hardware, dtype: str
+) -> str:
+    """As `Forecast.table`, of an encoder: steps of one text, and of as many as fit one.
+
+    Raises:
+        ConfigError: as `plan_encoder`.
+    """
+    plan = plan_encoder(spec, settings, dtype, hardware.memory_bytes)
+    lines = _head(hardware, dtype, plan.table())
+    reading = ITEM_BYTES[dtype] * num_weights(spec) / hardware.bandwidth
+    lengths = sorted({min(length, plan.max_length) for length in (32, 128, 512)})
+    for length in lengths:
+        many = max(1, min(settings.max_batch_size, plan.step_tokens // length))
+        for texts in sorted({1, many}):
+            seconds = max(reading, texts * flops_per_text(spec, length) / hardware.flops)
+            lines.append(
+                f"  encode  texts {texts:>4}  tokens {length:>7}  {seconds * 1e3:>10.3f} ms/step"
+                f"  {texts / seconds:>12,.0f} texts/s"
+            )
+    return "\n".join(lines)
 
 
 def find_hardware(name: str, dtype: str) -> Hardware:

@@ -34,7 +34,8 @@ _TEXTS = ("*.json", "*.jinja")
 
 _ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 _HUB_ID = re.compile(_ID, re.ASCII)
-_HUB_FILE = re.compile(rf"({_ID}):((?:\w[\w.+-]*/)*\w[\w.+-]*\.gguf)", re.ASCII)
+_PART = r"[\w(\[][\w.,+=@~ ()\[\]-]*"
+_HUB_FILE = re.compile(rf"({_ID}):((?:{_PART}/)*{_PART}\.gguf)", re.ASCII)
 _INDEX = ".index.json"
 _MAX_ID = 512
 
@@ -69,7 +70,7 @@ class HuggingFaceRepo:
 
     def cached(self, load_format: LoadFormat = "auto") -> Path | None:
         """The snapshot folder when all that will be read is in the cache; asks no network."""
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
         kinds = _KINDS[load_format]
         # The library knows what else the repository has: a file missing here is an error there.
@@ -77,7 +78,7 @@ class HuggingFaceRepo:
         deciding += ["*.gguf"] if kinds == (WeightsFormat.gguf,) else []
         try:
             folder = self._snapshot([*_TEXTS, *deciding], local_files_only=True)
-        except LocalEntryNotFoundError:
+        except (LocalEntryNotFoundError, HFValidationError):
             return None
         sizes = {path.name: 0 for path in folder.iterdir() if path.exists()}
         try:
@@ -112,10 +113,11 @@ class HuggingFaceRepo:
 
         # A model that was split has the name of its first file.
         names = [path.as_posix() for path in gguf_files(Path(name))]
-        found = [
-            try_to_load_from_cache(self.repo_id, part, self.cache_dir, self.revision)
-            for part in names
-        ]
+        with self._sentences():
+            found = [
+                try_to_load_from_cache(self.repo_id, part, self.cache_dir, self.revision)
+                for part in names
+            ]
         if isinstance(found[0], str) and all(isinstance(path, str) for path in found):
             return Path(found[0])
         sizes = self.pinned(self.commit()).sizes()
@@ -213,6 +215,10 @@ class HuggingFaceRepo:
             ) from None
         except errors.RepositoryNotFoundError:
             raise self._error("is not on the hub, or is private and HF_TOKEN is missing") from None
+        except errors.HFValidationError:
+            raise self._error("is no name that a hub has") from None
+        except UnicodeEncodeError:
+            raise self._error("cannot be downloaded: HF_TOKEN is not ASCII") from None
         except errors.RevisionNotFoundError:
             raise self._error(f"has no revision '{self.revision}'") from None
         # OSError: the disk is full, say. HTTPError is that of httpx or httpx2, which the hub's
@@ -331,7 +337,7 @@ def resolve_model(
         ConfigError: `load_format` is none that a .gguf file has.
     """
     # Path("") would be the working directory.
-    path = Path(model).expanduser() if model else None
+    path = Path(os.path.expanduser(model)) if model else None
     is_local = model == DEMO_MODEL or (path is not None and os.path.exists(path))
     if is_local and revision is not None:
         raise ModelError(f"revision: {revision} was given, but {model} is not on the hub")
@@ -345,7 +351,8 @@ def resolve_model(
                 f"model: {model} is a file; give the folder that holds config.json, or a .gguf file"
             )
         return _gguf_of(path, load_format) if path.is_dir() else path
-    if len(model) <= _MAX_ID and ".." not in model and "--" not in model:
+    repo_id = model.partition(":")[0]
+    if len(model) <= _MAX_ID and ".." not in repo_id and "--" not in repo_id:
         if _HUB_ID.fullmatch(model):
             repo = HuggingFaceRepo(model, revision or "main", endpoint, cache_dir)
             folder = repo.cached(load_format) or repo.download(load_format)

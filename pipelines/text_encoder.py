@@ -17,23 +17,32 @@ from quire.config.settings import ModelSettings
 from quire.pipelines.architectures.build_encoder import build_encoder
 from quire.pipelines.architectures.common import read_dtype
 from quire.pipelines.architectures.config_file import ConfigFile
-from quire.pipelines.architectures.encoder_registry import SupportedEncoder, find_encoder
+from quire.pipelines.architectures.encoder_registry import SupportedEncoder
 from quire.pipelines.architectures.load import load_model_spec
 from quire.pipelines.architectures.served import served_architectures
 from quire.pipelines.architectures.spec import serving_dtype
-from quire.pipelines.core.context import TextContext
+from quire.pipelines.core.context import Pooling, TextContext
 from quire.pipelines.core.plan import PlanRow, StepPlan
 from quire.pipelines.core.sampling_params import SamplingParams
-from quire.pipelines.embedding_config import Pooling, read_embedding_config
+from quire.pipelines.embedding_config import finished_vector, read_embedding_config
+from quire.pipelines.encoder_plan import plan_encoder
 from quire.pipelines.encoder_tokenizer import EncoderTokenizer
 from quire.pipelines.hf import resolve_model
 from quire.pipelines.huggingface.embeddings import HFEmbeddingsPipeline
 from quire.pipelines.kv_cache.manager import PagedKVCacheManager
+from quire.pipelines.model_task import encoder_of, encoder_spec
 from quire.pipelines.tokenizer import TextTokenizer
 from quire.pipelines.weights.checkpoint import load_weights, match_weights
 from quire.pipelines.weights.loader import WeightLoader
 from quire.pipelines.worker.host import available_cores
-from quire.pipelines.worker.load import Progress, find_device, load_runner, set_threads
+from quire.pipelines.worker.load import (
+    Progress,
+    find_device,
+    free_memory,
+    load_runner,
+    set_threads,
+)
+from quire.pipelines.worker.pooling import pool_text
 from quire.pipelines.worker.progress import progress_bar
 
 
@@ -56,7 +65,7 @@ class TextEncoder:
 
     def __init__(self, settings: ModelSettings) -> None:
         folder = resolve_model(settings.model, settings.revision, settings.load_format)
-        row = find_row(folder)
+        row = encoder_of(folder)
         is_ours = settings.engine == "quire"
         encodes_only = row is not None or not is_ours
         tokenizer = EncoderTokenizer(folder) if encodes_only else TextTokenizer.from_folder(folder)
@@ -96,10 +105,8 @@ class TextEncoder:
         normalized = self.config.normalize if normalize is None else normalize
         vectors = []
         for states in self._model.states(ids):
-            vector = pool(states, pooling or self.config.pooling)
-            if normalized:
-                vector = torch.nn.functional.normalize(vector, dim=0)
-            vectors.append(vector.cpu().numpy())
+            vector = pool_text(states.cpu().numpy(), pooling or self.config.pooling)
+            vectors.append(finished_vector(vector, normalize=normalized))
         return np.stack(vectors)
 
     def _prompt(self, name: str | None) -> str:
@@ -119,17 +126,6 @@ class TextEncoder:
         return ids
 
 
-def pool(states_TC: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """One vector [C] of a text's hidden states."""
-    match pooling:
-        case "cls":
-            return states_TC[0]
-        case "mean":
-            return states_TC.mean(0)
-        case "last":
-            return states_TC[-1]
-
-
 def hugging_face_states(settings: ModelSettings, folder: Path) -> HFEmbeddingsPipeline:
     """Whatever transformers' AutoModel makes of the folder."""
     device = find_device(settings.device)
@@ -137,12 +133,6 @@ def hugging_face_states(settings: ModelSettings, folder: Path) -> HFEmbeddingsPi
     dtype = serving_dtype(read_dtype(config), settings.dtype, device.type)
     set_threads(settings.threads or available_cores())
     return HFEmbeddingsPipeline(folder, getattr(torch, dtype), device)
-
-
-def find_row(folder: Path) -> SupportedEncoder | None:
-    """The encoder that config.json names; None for decoders."""
-    path = folder / "config.json"
-    return find_encoder(ConfigFile.read(path).strings("architectures")) if path.is_file() else None
 
 
 class EncoderStates:
@@ -157,11 +147,10 @@ class EncoderStates:
             )
         weights = load_weights(folder, None, settings.load_format, progress)
         marker = "embeddings.word_embeddings.weight"
-        spec = row.read(
-            ConfigFile.read(folder / "config.json"), "" if marker in weights.entries else row.prefix
-        )
+        spec = encoder_spec(folder, row, "" if marker in weights.entries else row.prefix)
         device = find_device(settings.device)
         dtype = serving_dtype(spec.checkpoint_dtype, settings.dtype, device.type)
+        self.plan = plan_encoder(spec, settings, dtype, free_memory(device))
         set_threads(settings.threads or available_cores())
         loader = WeightLoader(
             weights,
@@ -173,11 +162,13 @@ class EncoderStates:
         self._encoder = build_encoder(spec, loader, exact=settings.exact)
         self._device = device
         self._budget = settings.max_batch_input_tokens
-        self.max_length = min(spec.max_length, settings.max_length or spec.max_length)
+        self.device, self.dtype = str(device), dtype
+        self.max_length = self.plan.max_length
         (test,) = self.states([[0, 1]])
         if not test.isfinite().all():
             raise ModelError(f"{folder}: self-test in {dtype}: expected finite states")
 
+    @torch.inference_mode()
     def states(self, texts: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
         """As `StateSource.states`."""
         for batch in batches(texts, self._budget):

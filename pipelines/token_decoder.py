@@ -1,8 +1,9 @@
 """From a token's spelling in the vocabulary to the bytes it stands for.
 
-Two families cover the served models: byte-level BPE, whose spellings write each byte as one
+Two families cover the models that write text: byte-level BPE, whose spellings write each byte as one
 printable character (GPT-2's table), and sentencepiece, whose spellings write a space as U+2581 and
-a byte as `<0x0A>`. Both are described by the `decoder` of a tokenizer.json.
+a byte as `<0x0A>`. BERT's WordPiece marks what goes on with a word (`##ing`); its text has a space
+before each word and punctuation mark. All are described by the `decoder` of a tokenizer.json.
 """
 
 import re
@@ -22,7 +23,7 @@ class TokenDecoder:
     `description` is the `decoder` object of a tokenizer.json.
 
     Raises:
-        ModelError: a decoder that is not of the two families.
+        ModelError: a decoder that is not of these families.
     """
 
     def __init__(self, description: Any) -> None:
@@ -30,6 +31,7 @@ class TokenDecoder:
         self._replacements: list[tuple[str, str]] = []
         self._byte_fallback = False
         self._leading_spaces = 0
+        self._suffix_mark: str | None = None
         for step in _flat(description):
             self._add(step)
 
@@ -43,6 +45,9 @@ class TokenDecoder:
                 return token.encode()
         if self._byte_fallback and (match := _BYTE.fullmatch(token)):
             return bytes.fromhex(match[1])
+        if self._suffix_mark is not None:
+            is_suffix = token.startswith(self._suffix_mark)
+            return (token.removeprefix(self._suffix_mark) if is_suffix else f" {token}").encode()
         for pattern, content in self._replacements:
             token = token.replace(pattern, content)
         return token.encode()
@@ -67,6 +72,9 @@ class TokenDecoder:
                 self._replacements.append((step["replacement"], " "))
                 if step.get("prepend_scheme", "always") != "never":
                     self._leading_spaces = _MANY
+            case "WordPiece":
+                self._suffix_mark = step["prefix"]
+                self._leading_spaces = 1
             case _ if kind not in _NO_EFFECT:
                 raise ModelError(
                     f"tokenizer.json: decoder: expected ByteLevel, or the sentencepiece steps "

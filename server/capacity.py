@@ -83,6 +83,12 @@ class Capacity:
             queue_position=position,
         )
 
+    def has_room(self, count: int, caller: Caller | None) -> bool:
+        """Whether `check` would let `count` more contexts pass."""
+        own = 0 if caller is None else self._live[caller.identity]
+        limit = None if caller is None else self._per_caller
+        return self._num_live + count <= self.total and (limit is None or own + count <= limit)
+
     def add(self, count: int, caller: Caller | None) -> None:
         self._num_live += count
         if caller is not None:

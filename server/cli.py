@@ -180,7 +180,7 @@ def list_models(as_json: bool) -> None:
     import orjson
 
     from quire.pipelines.architectures.parity import PATHS, format_error, load_parity, totals
-    from quire.pipelines.architectures.registry import ARCHITECTURES
+    from quire.pipelines.architectures.served import listed_architectures
 
     measured = totals(load_parity())
     if as_json:
@@ -191,7 +191,7 @@ def list_models(as_json: bool) -> None:
                 "example_repo_ids": row.example_repo_ids,
                 "parity": [total for total in measured if total.architecture == row.name],
             }
-            for row in ARCHITECTURES
+            for row in listed_architectures()
         ]
         click.echo(orjson.dumps({"architectures": rows}).decode())
         return
@@ -233,14 +233,22 @@ def plan(hardware: str | None, **options: Any) -> None:
     """Predict memory, pages, concurrency and step floors without loading the model."""
     from quire.pipelines.architectures.load import load_model_spec
     from quire.pipelines.architectures.served import served_architectures
-    from quire.pipelines.forecast import find_hardware, forecast
+    from quire.pipelines.architectures.spec import serving_dtype
+    from quire.pipelines.forecast import encoder_table, find_hardware, forecast
     from quire.pipelines.hf import resolve_model
+    from quire.pipelines.model_task import encoder_of, encoder_spec
 
     settings = _load(ModelSettings, options)
     architectures = served_architectures(settings)
     folder = resolve_model(settings.model, settings.revision, settings.load_format)
-    spec = load_model_spec(folder, architectures)
     name = hardware or "cpu"
+    if (row := encoder_of(folder)) is not None:
+        encoder = encoder_spec(folder, row)
+        kind = "cpu" if name == "cpu" else "cuda"
+        dtype = serving_dtype(encoder.checkpoint_dtype, settings.dtype, kind)
+        click.echo(encoder_table(encoder, settings, find_hardware(name, dtype), dtype))
+        return
+    spec = load_model_spec(folder, architectures)
     dtype = spec.serving_dtype(settings.dtype, "cpu" if name == "cpu" else "cuda")
     click.echo(forecast(spec, settings, find_hardware(name, dtype)).table())
 

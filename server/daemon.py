@@ -100,35 +100,34 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, http)
         loop.add_signal_handler(signal.SIGHUP, _reload, api_keys, admin_keys)
-        admin, administering = self._start_admin(admin_keys)
+        admin = self._start_admin(admin_keys)
         logger.info("listening on %s", _url(listener))
         serving = asyncio.create_task(http.serve(sockets=[listener]))
         engine = asyncio.create_task(self._run_engine(app))
         stopping = asyncio.create_task(self._shutdown.wait())
         await asyncio.wait({serving, engine, stopping}, return_when=asyncio.FIRST_COMPLETED)
         await self._stop(http, serving, engine)
-        admin.should_exit = True
-        await administering
+        if admin is not None:
+            admin[0].should_exit = True
+            await admin[1]
         stopping.cancel()
         failure = self._failure or (self._supervisor.failure if self._supervisor else None)
         if failure is not None:
             raise failure
 
-    def _start_admin(self, keys: ApiKeys) -> tuple[uvicorn.Server, "asyncio.Future[None]"]:
-        """The admin listener and what ends with it; already ended where none is wanted.
+    def _start_admin(self, keys: ApiKeys) -> tuple[uvicorn.Server, "asyncio.Task[None]"] | None:
+        """The admin listener and its end; None where none is wanted.
 
         Raises:
             PortInUse: its port is taken.
         """
         settings = self._settings
-        app = build_admin_app(settings, self._client, keys, self._metrics, self._lifecycle)
-        admin = _HttpServer(_uvicorn_config(app, settings))
         if settings.admin_port is None:
-            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            ended.set_result(None)
-            return admin, ended
+            return None
+        app = build_admin_app(settings, self._client, keys, self._metrics, self._lifecycle)
         listener = _bind("127.0.0.1", settings.admin_port, option="admin_port")
         logger.info("admin on %s", _url(listener))
+        admin = _HttpServer(_uvicorn_config(app, settings))
         return admin, asyncio.create_task(admin.serve(sockets=[listener]))
 
     async def _run_engine(self, app: FastAPI) -> None:
@@ -148,6 +147,7 @@ class Daemon:
                     tool_call_parser=settings.tool_call_parser,
                     reasoning_parser=settings.reasoning_parser,
                     architectures=architectures,
+                    task=settings.task,
                 )
             )
             if served.sampling_defaults:
@@ -253,7 +253,7 @@ def _check_doors(settings: ServeSettings, has_keys: bool) -> None:
     if settings.host not in _LOOPBACK and not has_keys and not settings.insecure:
         raise ConfigError(
             f"host: {settings.host} is reachable from other machines and no --api-key-file is "
-            "given; give one, or --insecure to let everyone in"
+            "given; give one (or QUIRE_API_KEY), or --insecure to let everyone in"
         )
     if settings.max_concurrency_per_key is not None and not has_keys:
         raise ConfigError("max_concurrency_per_key: needs an --api-key-file or QUIRE_API_KEY")

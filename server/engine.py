@@ -69,6 +69,8 @@ class TokenStream(Protocol):
     """Prompt tokens served from the prefix cache; valid from the first chunk on."""
     prompt_logprobs: list[LogProbabilities]
     """Of the prompt's tokens after the first, when asked; whole from the first chunk on."""
+    embedding: bytes
+    """fp32 [C] of a context with `pooling`, which has no chunks; there when iterating ends."""
 
     def __aiter__(self) -> AsyncIterator[TokenChunk]:
         """Raises GenerationFailed, EngineUnavailable or DeadlineExceeded when the context cannot
@@ -91,10 +93,17 @@ class Engine(Protocol):
         """Raises EngineUnavailable when nothing can be admitted: loading, or draining."""
 
     def check_room(self, caller: Caller | None) -> None:
-        """Refuse early what `submit` would refuse: before a body is read and tokenized.
+        """Refuse early what `submit` would refuse: before a body is parsed and tokenized.
 
         Raises:
             Overloaded: the queue is full, or the caller has as many requests as it may.
+            EngineUnavailable: as `check_available`.
+        """
+
+    def has_room(self, count: int, caller: Caller | None) -> bool:
+        """Whether `submit` would admit `count` contexts now.
+
+        Raises:
             EngineUnavailable: as `check_available`.
         """
 

@@ -109,6 +109,10 @@ class EngineClient:
         self.check_available()
         self._capacity.check(1, caller)
 
+    def has_room(self, count: int, caller: Caller | None) -> bool:
+        self.check_available()
+        return self._capacity.has_room(count, caller)
+
     def submit(self, contexts: Sequence[TextContext], origin: Origin) -> list[TokenStream]:
         self.check_available()
         seconds_left = origin.seconds_left
@@ -170,10 +174,11 @@ class EngineClient:
         self._metrics.on_resumed(len(self._live))
 
     def receive(self, output: StepOutput) -> None:
-        """Commit one step's tokens.
+        """Commit one step's tokens and vectors.
 
         Raises:
-            ProtocolError: a gap or a repeat in a stream, or a token outside int32's positive half.
+            ProtocolError: a gap or a repeat in a stream, a token outside int32's positive half, or
+                a vector where a token belongs.
         """
         if output.epoch != self._epoch:
             self._metrics.on_stale_frame()
@@ -201,6 +206,9 @@ class EngineClient:
             if status is TextGenerationStatus.FAILED:
                 self._end(stream, _row_error(output.errors[row]))
                 continue
+            if stream.context.pooling is not None:
+                self._commit_embedding(stream, output.embeddings.get(row), status, now)
+                continue
             if bases[row] != stream.num_committed or tokens[row] < 0:
                 raise ProtocolError(
                     f"request {request_id}: token {tokens[row]} for index {bases[row]}, "
@@ -210,6 +218,15 @@ class EngineClient:
             self._observe_token(stream, now)
             if status.is_done:
                 self._end(stream, None)
+
+    def _commit_embedding(
+        self, stream: LiveStream, vector: bytes | None, status: TextGenerationStatus, now: float
+    ) -> None:
+        if not vector or not status.is_done:
+            raise ProtocolError(f"request {stream.context.request_id}: ended without its embedding")
+        stream.commit_embedding(vector, status)
+        stream.times.first_token = stream.times.last_token = now
+        self._end(stream, None)
 
     def _add_prompts(self, output: StepOutput) -> None:
         for prompt in output.prompt_logprobs:

@@ -27,6 +27,7 @@ class LiveStream:
         self.caller = caller
         self.cached_tokens = 0
         self.prompt_logprobs: list[LogProbabilities] = []
+        self.embedding = b""
         self.times = StreamTimes(time.monotonic())
         self.resumes = 0
         """How often a worker died under this context."""
@@ -60,6 +61,12 @@ class LiveStream:
         self._tokens.append(token)
         if logprobs is not None:
             self._logprobs.append(logprobs)
+        self._changed.set()
+
+    def commit_embedding(self, vector: bytes, status: TextGenerationStatus) -> None:
+        """The vector that ends a context with `pooling`."""
+        self.context.status = status
+        self.embedding = vector
         self._changed.set()
 
     def add_prompt(self, start: int, entries: list[LogProbabilities]) -> None:

@@ -17,13 +17,12 @@ sys.path.insert(0, str(ROOT / "tests" / "shared"))
 
 from parity.cases import Case, all_cases
 
-from quire.pipelines.architectures.encoder_registry import ENCODERS
 from quire.pipelines.architectures.parity import (
     ParityRow,
     format_error,
     totals,
 )
-from quire.pipelines.architectures.registry import ARCHITECTURES
+from quire.pipelines.architectures.served import listed_architectures
 
 DATA = ROOT / "pipelines" / "architectures" / "parity.json"
 PAGE = ROOT / "docs" / "models.md"
@@ -48,13 +47,6 @@ FOOT = """
 The classes with `ForConditionalGeneration` are models that also see: of these the text part is
 served, vision weights are not read, and a request with an image is refused with status 400.
 """
-
-
-def supported() -> list[tuple[str, str, str]]:
-    """Name, task and examples of every architecture."""
-    decoders = [(row.name, row.task, ", ".join(row.example_repo_ids)) for row in ARCHITECTURES]
-    task = "embeddings_generation"
-    return decoders + [(row.names[0], task, ", ".join(row.example_repo_ids)) for row in ENCODERS]
 
 
 def measure(case: Case) -> ParityRow:
@@ -82,7 +74,8 @@ def page(data: dict[str, object], rows: list[ParityRow]) -> str:
         cells = [total.architecture, total.encoding, str(total.num_cases)]
         lines.append(f"| {' | '.join(cells + [format_error(error) for error in errors])} |\n")
     lines.append("\n## Examples\n\n| Architecture | Task | Such as |\n| --- | --- | --- |\n")
-    lines += [f"| {name} | {task} | {examples} |\n" for name, task, examples in supported()]
+    for row in listed_architectures():
+        lines.append(f"| {row.name} | {row.task} | {', '.join(row.example_repo_ids)} |\n")
     lines.append("\n## Every case\n\n| Architecture | Case | Encoding | Worst | Bound |\n")
     lines.append("| --- | --- | --- | --: | --: |\n")
     for row in rows:
@@ -101,7 +94,7 @@ def versions() -> str:
 
 
 def main() -> None:
-    order = {name: index for index, (name, _, _) in enumerate(supported())}
+    order = {row.name: index for index, row in enumerate(listed_architectures())}
     cases = sorted(all_cases(), key=lambda case: (order[case.architecture], case.encoding))
     if sys.argv[1:] != ["--check"]:
         rows = [measure(case) for case in cases]

@@ -60,6 +60,10 @@ class ConfigFile:
         """Whether the value is an empty list or object."""
         return self._values.get(key) in ([], {})
 
+    def is_object(self, key: str) -> bool:
+        """Whether the value is an object."""
+        return isinstance(self._values.get(key), dict)
+
     def wrong(self, key: str, expected: str) -> ModelError:
         """The error that says `key` is not what was expected; for the caller to raise."""
         found = "nothing"

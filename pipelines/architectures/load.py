@@ -7,6 +7,7 @@ from pathlib import Path
 from quire.config.errors import ModelError
 from quire.pipelines.architectures.config_file import ConfigFile
 from quire.pipelines.architectures.gguf_config import read_gguf_config
+from quire.pipelines.architectures.quant_config import UNQUANTIZED, QuantConfig
 from quire.pipelines.architectures.quantized.gguf import read_gguf_quant
 from quire.pipelines.architectures.quantized.read import read_quant_config
 from quire.pipelines.architectures.registry import (
@@ -39,7 +40,7 @@ def load_model_spec(
     spec = dataclasses.replace(
         spec,
         architecture=spec.architecture if row.name == ANY_NAME else row.name,
-        quant=read_quant_config(config, folder),
+        quant=_quant_of(spec, read_quant_config(config, folder)),
         eos_token_ids=tuple(dict.fromkeys((*spec.eos_token_ids, *_generation_eos(folder)))),
     )
     try:
@@ -50,6 +51,19 @@ def load_model_spec(
             f"found {error}"
         ) from None
     return spec
+
+
+def _quant_of(spec: ModelSpec, quant: QuantConfig) -> QuantConfig:
+    """`quant` with the names of this model: of its head, which lists call lm_head, and of prefixes
+    that checkpoints have otherwise."""
+    if quant == UNQUANTIZED:
+        return quant
+    head = spec.lm_head.names if spec.lm_head and quant.skips("lm_head") else ()
+    return dataclasses.replace(
+        quant,
+        skipped=tuple(dict.fromkeys((*quant.skipped, *head))),
+        renamed=spec.renamed_weights,
+    )
 
 
 def config_bytes(folder: Path) -> bytes:

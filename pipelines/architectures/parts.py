@@ -88,9 +88,11 @@ class LinearSpec(WeightOwner):
     def tensors(self, quant: QuantConfig) -> dict[str, TensorSpec]:
         found: dict[str, TensorSpec] = {}
         for name, out_dim in self.modules():
-            encoding = self.encoding_of(name, quant)
-            for suffix, tensor in encoding.tensors(out_dim, self.in_dim).items():
-                found[f"{name}.{suffix}"] = tensor
+            try:
+                stored = self.encoding_of(name, quant).tensors(out_dim, self.in_dim)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            found |= {f"{name}.{suffix}": tensor for suffix, tensor in stored.items()}
             if self.has_bias:
                 found[f"{name}.bias"] = TensorSpec((out_dim,))
         return found

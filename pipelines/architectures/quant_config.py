@@ -5,7 +5,8 @@
 
 import re
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from functools import cached_property
 
 from quire.pipelines.architectures.encodings import DENSE, FLOAT_DTYPES, Encoding
 
@@ -20,6 +21,7 @@ class QuantConfig:
     An entry of `skipped` is a module's name as checkpoints have it, or some of its parts that
     follow each other (lm_head, mlp.gate); it also covers the modules inside. It may have
     wildcards, or be a regular expression after `re:` that the name begins with.
+    Lists may have the first of a pair of `renamed` prefixes where the module has the second.
     With `only` just the layers are quantized whose names end with one of these.
     Tensors whose names end with one of `ignored_suffixes` are left unread. `notes` are sentences
     for the log of the start.
@@ -27,6 +29,7 @@ class QuantConfig:
 
     encoding: Encoding = DENSE
     skipped: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
     only: tuple[str, ...] = ()
     ignored_suffixes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -48,15 +51,47 @@ class QuantConfig:
         """Whether `skipped` covers the module, or `only` does not have it."""
         if self.only and not f".{name}".endswith(tuple(f".{entry}" for entry in self.only)):
             return True
-        return any(_covers(entry, name) for entry in self.skipped)
+        spellings = (
+            name,
+            *(
+                f"{old}{name.removeprefix(new)}"
+                for old, new in self.renamed
+                if name.startswith(new)
+            ),
+        )
+        return any(map(self._covers, spellings))
+
+    def _covers(self, name: str) -> bool:
+        parts = name.split(".")
+        runs = (
+            ".".join(parts[begin:end])
+            for begin in range(len(parts))
+            for end in range(begin + 1, len(parts) + 1)
+        )
+        is_named = not self._names.isdisjoint(runs)
+        return is_named or any(pattern.match(name) for pattern in self._patterns)
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        """Entries that are no patterns. Lists have hundreds, and models tens of thousands of names."""
+        return frozenset(entry.strip(".") for entry in self.skipped if not _is_pattern(entry))
+
+    @cached_property
+    def _patterns(self) -> tuple[re.Pattern[str], ...]:
+        regexes = [entry for entry in self.skipped if entry.startswith(REGEX_PREFIX)]
+        globs = [entry for entry in self.skipped if _is_pattern(entry) and entry not in regexes]
+        translated = [translate(part) for entry in globs for part in (entry, f"{entry}.*")]
+        return tuple(
+            re.compile(pattern)
+            for pattern in (
+                *(entry.removeprefix(REGEX_PREFIX) for entry in regexes),
+                *(("|".join(translated),) if translated else ()),
+            )
+        )
 
 
 UNQUANTIZED = QuantConfig()
 
 
-def _covers(entry: str, name: str) -> bool:
-    if entry.startswith(REGEX_PREFIX):
-        return re.match(entry.removeprefix(REGEX_PREFIX), name) is not None
-    if "*" in entry:
-        return fnmatchcase(name, entry) or fnmatchcase(name, f"{entry}.*")
-    return f".{entry.strip('.')}." in f".{name}."
+def _is_pattern(entry: str) -> bool:
+    return entry.startswith(REGEX_PREFIX) or "*" in entry

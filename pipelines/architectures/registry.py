@@ -260,7 +260,8 @@ def find_architecture(
             return row
     if find_encoder(names) is not None:
         raise ModelError(
-            f"{source}: architectures: {names[0]} makes embeddings and generates no text: quire encode"
+            f"{source}: architectures: {names[0]} makes embeddings and generates no text: quire encode, "
+            "or quire serve and POST /v1/embeddings"
         )
     supported = ", ".join(row.name for row in rows)
     found = ", ".join(names) or "nothing"

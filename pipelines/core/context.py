@@ -1,12 +1,18 @@
 """`TextContext`: one choice of one request inside the engine."""
 
+from typing import Literal
+
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from quire.pipelines.core.grammar import Grammar, TokenMatcher
 from quire.pipelines.core.sampling_params import SamplingParams
 from quire.pipelines.core.status import TextGenerationStatus
 from quire.pipelines.core.token_buffer import TokenArray, TokenBuffer
+
+Pooling = Literal["cls", "mean", "last"]
+"""One vector of a text's last hidden states: the first token's, the mean of all, the last token's."""
 
 
 class ContextWire(msgspec.Struct, array_like=True, frozen=True):
@@ -25,6 +31,7 @@ class ContextWire(msgspec.Struct, array_like=True, frozen=True):
     cache_salt: bytes
     grammar_digest: str = ""
     """Of the `Grammar` that goes with it, if one does."""
+    pooling: Pooling | None = None
 
 
 class TextContext:
@@ -34,9 +41,12 @@ class TextContext:
     the `n` choices of a request; it keys the sampling noise. `max_length` bounds prompt plus
     output. `priority`: lower runs first. `cache_salt` separates prefix-cache entries of tenants.
     `grammar` constrains the output; a worker knows it by digest and holds the `matcher`.
+    With `pooling` the context generates nothing: it ends after its prompt, with one vector of the
+    prompt's hidden states.
 
     Raises:
-        ValueError: an empty prompt, or a prompt that leaves no room for one token.
+        ValueError: an empty prompt, or a prompt that leaves no room for one token, or with
+            `pooling` one longer than `max_length`.
     """
 
     def __init__(
@@ -52,8 +62,9 @@ class TextContext:
         priority: int = 0,
         cache_salt: bytes = b"",
         grammar: Grammar | None = None,
+        pooling: Pooling | None = None,
     ) -> None:
-        if prompt.size >= max_length:
+        if prompt.size >= max_length + (pooling is not None):
             raise ValueError(
                 f"the prompt has {prompt.size} tokens; max_length {max_length} leaves no room"
             )
@@ -68,7 +79,11 @@ class TextContext:
         self.grammar = grammar
         self.grammar_digest = grammar.digest if grammar else ""
         self.matcher: TokenMatcher | None = None
-        room = max_length - self.tokens.prompt_length
+        self.pooling = pooling
+        self.pooled: NDArray[np.float64] | None = None
+        """In a worker: the sum [C] of the states that were pooled so far."""
+        # What is pooled counts as one token that is never run, as the last one of any context.
+        room = 1 if pooling is not None else max_length - self.tokens.prompt_length
         self.max_new_tokens = (
             room if params.max_new_tokens is None else min(params.max_new_tokens, room)
         )
@@ -121,6 +136,7 @@ class TextContext:
             self.priority,
             self.cache_salt,
             self.grammar_digest,
+            self.pooling,
         )
 
     @classmethod
@@ -135,6 +151,7 @@ class TextContext:
             eos_token_ids=wire.eos_token_ids,
             priority=wire.priority,
             cache_salt=wire.cache_salt,
+            pooling=wire.pooling,
         )
         context.grammar_digest = wire.grammar_digest
         return context

@@ -127,6 +127,8 @@ class StepOutput(msgspec.Struct, tag="step", array_like=True, frozen=True):
     """In order of positions; after a preemption or a resume they come again."""
     preempted: list[int] = []
     """Contexts that were put back into the queue since the last frame."""
+    embeddings: dict[int, bytes] = {}
+    """By row index: fp32 [C] of contexts with `pooling`, whose token is -1."""
 
     def array(self, name: str) -> NDArray[np.generic]:
         """One of the raw arrays as numpy."""

@@ -24,7 +24,8 @@ class PlanRow(msgspec.Struct, frozen=True, eq=False):
     `tables` has for each page group the context's page ids in order, covering at least
     `start + count` tokens, page 0 where the group's window has passed; references to the
     scheduler's own lists, not to be kept after the step. `samples` is true when the row reaches the
-    end of the history, so that its last position's logits give a new token.
+    end of the history, so that its last position's logits give a new token; never where the
+    context has a `pooling`.
     """
 
     context: TextContext
@@ -57,6 +58,9 @@ class StepResult:
     """By index into `tokens`: rows that failed alone."""
     prompt_logprobs: list[PromptLogProbabilities] = field(default_factory=list)
     """Of the rows that ran prompt tokens of a context that asked."""
+    embeddings: dict[int, bytes] = field(default_factory=dict)
+    """By request id, of the contexts with `pooling` whose prompts ended: fp32 little-endian [C];
+    empty where the states hold NaN or infinity."""
 
 
 class ModelRunner(Protocol):

@@ -93,6 +93,12 @@ class TokenBuffer:
         self._append(token)
         self._active_end = self._length
 
+    def advance_last(self) -> None:
+        """The active window's KV is written and nothing follows it: the history is complete."""
+        if self.pending_length:
+            raise ValueError(f"{self.pending_length} tokens are still pending; use advance_chunk")
+        self._processed = self._active_end
+
     def skip_processing(self, size: int) -> None:
         """A prefix hit: the KV of `size` tokens is in pages already. Leaves at least one active."""
         if not 0 <= size < self.active_length:

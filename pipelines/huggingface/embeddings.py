@@ -5,30 +5,21 @@ from pathlib import Path
 
 import torch
 
-from quire.config.errors import ModelError
+from quire.pipelines.huggingface.pretrained import load_pretrained
 
 
 class HFEmbeddingsPipeline:
     """Token ids to last hidden states, one text at a time; a `StateSource`.
 
     Raises:
-        ModelError: transformers does not know the model or cannot load it.
+        ModelError: transformers does not know the model or cannot load it, or a weight is missing.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
         from transformers import AutoModel
 
-        try:
-            model = AutoModel.from_pretrained(
-                folder,
-                dtype=dtype,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-            )
-        except (ValueError, OSError, RuntimeError, KeyError, ImportError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ModelError(f"{folder}: transformers cannot load it: {reason}") from None
+        # A pooler comes after the states.
+        model = load_pretrained(AutoModel, folder, dtype, unused="pooler")
         self._model = model.to(device).eval()
         self._device = device
         self.max_length: int = self._model.config.get_text_config().max_position_embeddings

@@ -11,9 +11,6 @@ from quire.kernels.ragged_batch import RaggedBatch
 from quire.pipelines.architectures.parts import KVLayerSpec
 from quire.pipelines.kv_cache.storage import LayerCache
 
-NAME = "quire_paged"
-"""Of the attention implementation, as transformers knows it."""
-
 
 @dataclass(frozen=True)
 class Step:
@@ -23,15 +20,29 @@ class Step:
     caches: Sequence[LayerCache]
 
 
+@dataclass(frozen=True)
+class Mask:
+    """In the place of a causal mask, of the last `window` tokens if it is one of those."""
+
+    window: int | None
+
+
 class PagedAttention:
     """The attention function of one model.
 
-    Without a step it writes nothing and notes what each layer would cache.
+    Without a step it writes nothing and notes what each layer would cache, and in `masked` the
+    layers that are told by a mask what no option says.
     """
 
     def __init__(self) -> None:
         self.step: Step | None = None
         self.seen: dict[int, KVLayerSpec] = {}
+        self.masked: set[int] = set()
+
+    def mask(self, *args: object, local_size: int | None = None, **options: object) -> Mask | None:
+        """What transformers gives layers for a mask: the pages and positions say already who sees
+        whom. `local_size` is how far a token sees."""
+        return Mask(local_size) if self.step is None else None
 
     def __call__(
         self,
@@ -49,6 +60,9 @@ class PagedAttention:
             self.seen[layer] = KVLayerSpec(
                 num_heads=key.shape[1], key_dim=key.shape[-1], value_dim=key.shape[-1]
             )
+            window = options.get("sliding_window")
+            if attention_mask is not None and attention_mask != Mask(window):
+                self.masked.add(layer)
             return query[..., : value.shape[-1]].transpose(1, 2), None
         batch, cache = self.step.batch, self.step.caches[layer]
         pages, places = batch.slots // cache.k.shape[2], batch.slots % cache.k.shape[2]
@@ -71,10 +85,11 @@ class PagedAttention:
         return out_THD[None, ..., : value.shape[-1]], None
 
 
-def register(attention: PagedAttention) -> None:
-    """Make `attention` what models loaded with the implementation `NAME` attend with."""
+def register(attention: PagedAttention) -> str:
+    """Tell transformers of `attention`; returns the name of the implementation, its own."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(NAME, attention)
-    # The pages and positions say who sees whom; a mask would be thrown away.
-    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+    name = f"quire_paged_{id(attention)}"
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, attention.mask)
+    return name

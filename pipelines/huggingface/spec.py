@@ -65,7 +65,7 @@ def read_huggingface_spec(config: ConfigFile) -> HuggingFaceSpec:
         num_kv_heads=text.integer("num_key_value_heads", heads),
         head_dim=head_dim,
         intermediate_size=text.integer("intermediate_size", 4 * hidden),
-        max_position_embeddings=_integer(text, "max_position_embeddings", "n_positions"),
+        max_position_embeddings=_max_positions(text),
     )
     layer = LayerSpec(
         attention=llama_attention(sizes, "", no_rope(head_dim)),
@@ -76,6 +76,19 @@ def read_huggingface_spec(config: ConfigFile) -> HuggingFaceSpec:
     )
     fields = {name: getattr(guess, name) for name in guess.__dataclass_fields__}
     return HuggingFaceSpec(**fields)
+
+
+def _max_positions(config: ConfigFile) -> int:
+    """Of LongRoPE the context of its short factors alone: transformers chooses by the longest
+    context of a step which factors all of them get."""
+    longest = _integer(config, "max_position_embeddings", "n_positions")
+    outer = config.section("rope_parameters" if config.has("rope_parameters") else "rope_scaling")
+    inner = [outer.section(key) for key in outer if outer.is_object(key)]
+    key = "original_max_position_embeddings"
+    for rope in (outer, *inner):
+        if "longrope" in (rope.string("rope_type", ""), rope.string("type", "")):
+            longest = min(longest, (rope if rope.has(key) else config).integer(key, longest))
+    return longest
 
 
 def _integer(config: ConfigFile, *keys: str) -> int:

@@ -13,7 +13,8 @@ from quire.kernels.linear.tile_plan import TilePlans
 from quire.kernels.ragged_batch import RaggedBatch
 from quire.pipelines.architectures.common import MAX_HEAD_DIM
 from quire.pipelines.architectures.parts import KVLayerSpec
-from quire.pipelines.huggingface.paged_attention import NAME, PagedAttention, Step, register
+from quire.pipelines.huggingface.paged_attention import PagedAttention, Step, register
+from quire.pipelines.huggingface.pretrained import in_one_line, load_pretrained
 from quire.pipelines.kv_cache.storage import LayerCache
 
 PROBE_TOKENS = 24
@@ -41,15 +42,15 @@ class HFTextGenerationPipeline:
         self, folder: Path, dtype: torch.dtype, device: torch.device, *, exact: bool
     ) -> None:
         self._attention = PagedAttention()
-        register(self._attention)
+        name = register(self._attention)
         self._model = load_model(folder, dtype).to(device).eval()
         self._device = device
         self._vocab_size: int = self._model.config.get_text_config().vocab_size
         self._takes_rows = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         self.probe = torch.arange(PROBE_TOKENS, device=device) * 7 % self._vocab_size
-        self._expected = self._reference()
+        self._expected = self._try(folder, "its own attention")
         self.num_bytes = sum(p.numel() * p.element_size() for p in self._model.parameters())
-        self._model.set_attn_implementation(NAME)
+        self._model.set_attn_implementation(name)
         self._try(folder, "our attention")
         self.kv_layers = self._seen_layers(folder)
         if exact:
@@ -57,25 +58,33 @@ class HFTextGenerationPipeline:
             self._try(folder, "our linear layers, which --no-exact leaves out")
 
     @torch.inference_mode()
-    def _try(self, folder: Path, what: str) -> None:
+    def _try(self, folder: Path, what: str) -> torch.Tensor:
+        """The logits [tokens, V] of the probe."""
         try:
-            self._model(input_ids=self.probe[None], use_cache=False)
-        except (AttributeError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            logits: torch.Tensor = self._model(input_ids=self.probe[None], use_cache=False).logits
+        except Exception as error:
             name = type(self._model).__name__
+            reason = in_one_line(error)
             raise ModelError(f"{folder}: {name} does not run with {what}: {reason}") from error
+        return logits[0].float()
 
     def _seen_layers(self, folder: Path) -> tuple[KVLayerSpec, ...]:
-        seen, name = self._attention.seen, type(self._model).__name__
-        if sorted(seen) != list(range(len(seen))) or not seen:
+        seen, what = self._attention.seen, f"{folder}: {type(self._model).__name__}"
+        config = self._model.config.get_text_config()
+        if sorted(seen) != list(range(config.num_hidden_layers)):
             raise ModelError(
-                f"{folder}: {name} does not attend through transformers' attention interface in "
-                "every layer; it cannot be served"
+                f"{what} does not attend through transformers' attention interface in every "
+                "layer; it cannot be served"
+            )
+        if self._attention.masked:
+            raise ModelError(
+                f"{what} says by a mask alone who attends to whom, such as a sliding window; "
+                "masks are not served"
             )
         widths = {layer.key_dim for layer in seen.values()}
         if any(width % 8 or width > MAX_HEAD_DIM for width in widths):
             raise ModelError(
-                f"{folder}: {name}: expected heads of a multiple of 8 up to {MAX_HEAD_DIM}, "
+                f"{what}: expected heads of a multiple of 8 up to {MAX_HEAD_DIM}, "
                 f"found {sorted(widths)}"
             )
         return tuple(seen[layer] for layer in sorted(seen))
@@ -94,12 +103,6 @@ class HFTextGenerationPipeline:
                 f"{what}: expected transformers' own logits within {limit:.2g}, found a difference "
                 f"of {error:.2g}; the model's attention has a mask or bias that is not served"
             )
-
-    @torch.inference_mode()
-    def _reference(self) -> torch.Tensor:
-        """transformers' own logits [tokens, V] of the probe."""
-        logits: torch.Tensor = self._model(input_ids=self.probe[None], use_cache=False).logits[0]
-        return logits.float()
 
     def __call__(
         self,
@@ -140,25 +143,14 @@ class HFTextGenerationPipeline:
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> Any:
-    """The model with transformers' default attention; only safetensors, no remote code, no network.
+    """The model with transformers' default attention.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: it cannot be loaded, or lacks a weight.
     """
     from transformers import AutoModelForCausalLM
 
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            attn_implementation="eager",
-        )
-    except (ValueError, OSError, RuntimeError, KeyError, ImportError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{folder}: transformers cannot load it: {reason}") from None
+    return load_pretrained(AutoModelForCausalLM, folder, dtype, attn_implementation="eager")
 
 
 class _Linear(torch.nn.Module):

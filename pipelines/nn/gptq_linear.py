@@ -26,4 +26,6 @@ class GPTQLinear(Linear):
     ) -> None:
         super().__init__(in_dim, out_dim, dtype, device, has_bias, **options)
         if not isinstance(self.encoding, GPTQEncoding):
-            raise ValueError(f"{self.name}: expected gptq weights, found {self.encoding.name}")
+            raise ValueError(  # noqa: TRY004 - it is the value of an option
+                f"{self.name}: expected gptq weights, found {self.encoding.name}"
+            )

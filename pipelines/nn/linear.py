@@ -158,7 +158,10 @@ class Linear:
             return weight, bias
         strategy, index = self._shard
         rows = strategy.rows(weight.out_dim, index)
-        return _select(weight, bias, rows, strategy.columns(weight.in_dim, index))
+        try:
+            return _select(weight, bias, rows, strategy.columns(weight.in_dim, index))
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
 
     def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
         """[T, K] to [T, N] in the dtype of the layer."""
@@ -170,9 +173,16 @@ class Linear:
 def _select(
     weight: LinearWeight, bias: torch.Tensor | None, rows: Sequence[slice], columns: slice
 ) -> tuple[LinearWeight, torch.Tensor | None]:
+    # Runs that follow each other may meet where the encoding cannot be cut.
+    runs = list(rows[:1])
+    for part in rows[1:]:
+        if part.start == runs[-1].stop:
+            runs[-1] = slice(runs[-1].start, part.stop)
+        else:
+            runs.append(part)
     if bias is not None:
-        bias = torch.cat([bias[part] for part in rows])
-    return weight.select(rows, columns), bias
+        bias = torch.cat([bias[part] for part in runs])
+    return weight.select(runs, columns), bias
 
 
 def _greatest(scales: Sequence[torch.Tensor | None]) -> torch.Tensor | None:

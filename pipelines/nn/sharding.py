@@ -37,7 +37,14 @@ class ShardingStrategy:
     def stacked_qkv(
         cls, num_devices: int, num_heads: int, num_kv_heads: int, head_dim: int
     ) -> "ShardingStrategy":
-        """Of q, k and v stacked. Fewer key heads than devices are repeated."""
+        """Of q, k and v stacked. Fewer key heads than devices are repeated.
+
+        Raises:
+            ValueError: there are fewer query heads than devices. Repeated, they would count twice
+                in the sum that follows attention.
+        """
+        if num_heads < num_devices:
+            raise ValueError(f"{num_heads} query heads cannot be divided by {num_devices} devices")
         heads = (num_heads, num_kv_heads, num_kv_heads)
         return cls("heads", num_devices, tuple(count * head_dim for count in heads), head_dim)
 

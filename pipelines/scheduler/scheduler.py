@@ -80,7 +80,11 @@ class Scheduler:
         decodes, prefills = self._secure_pages()
         rows = [
             PlanRow(
-                entry.context, entry.context.tokens.processed_length, 1, entry.held.tables, True
+                entry.context,
+                entry.context.tokens.processed_length,
+                1,
+                entry.held.tables,
+                entry.context.pooling is None,
             )
             for entry in decodes
         ]
@@ -116,7 +120,9 @@ class Scheduler:
             context = row.context
             entry = self._running.get(context.request_id)
             if entry is not None and entry.context is context:
-                if not row.samples:
+                if (vector := result.embeddings.get(context.request_id)) is not None:
+                    self._end_pooled(entry, vector, output)
+                elif not row.samples:
                     context.tokens.advance_chunk()
                     self._commit(entry)
                 elif index in result.errors or tokens[index] < 0:
@@ -240,9 +246,8 @@ class Scheduler:
         count = self._chunk(remaining, budget)
         if count:
             tokens.chunk(count)
-            row = PlanRow(
-                entry.context, tokens.processed_length, count, entry.held.tables, count == remaining
-            )
+            samples = count == remaining and entry.context.pooling is None
+            row = PlanRow(entry.context, tokens.processed_length, count, entry.held.tables, samples)
             rows.append(row)
         return count
 
@@ -256,8 +261,10 @@ class Scheduler:
             return None
         entry = self._waiting.first()
         tokens = entry.context.tokens
-        # Cached pages say nothing of the logits that go with them.
-        runs_whole = entry.context.params.prompt_logprobs is not None
+        # Cached pages say nothing of the logits or states that go with them.
+        runs_whole = entry.context.params.prompt_logprobs is not None or (
+            entry.context.pooling in ("cls", "mean")
+        )
         hits = self._kv.no_match() if runs_whole else self._kv.match(entry.held, tokens.all)
         hit_tokens = len(hits[0]) * self.config.page_size
         if not self._chunk(len(tokens) - hit_tokens, budget):
@@ -285,6 +292,16 @@ class Scheduler:
         if context.is_done:
             del self._running[context.request_id]
             self._kv.release(entry.held)
+
+    def _end_pooled(self, entry: ScheduledContext, vector: bytes, output: StepRows) -> None:
+        if not vector:
+            self._fail(entry, "the model's states are not finite", output)
+            return
+        entry.context.tokens.advance_last()
+        self._commit(entry)
+        output.append_pooled(entry.context, vector, entry.queue_seconds)
+        del self._running[entry.context.request_id]
+        self._kv.release(entry.held)
 
     def _commit(self, entry: ScheduledContext) -> None:
         """Tell the cache of pages that became full."""

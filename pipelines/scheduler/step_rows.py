@@ -22,6 +22,7 @@ class StepRows:
     logprobs: dict[int, LogProbabilities] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
     prompt_logprobs: list[PromptLogProbabilities] = field(default_factory=list)
+    embeddings: dict[int, bytes] = field(default_factory=dict)
 
     def append(self, context: TextContext, token: int, queue_seconds: float) -> None:
         """Add `context`, which `token` was just appended to."""
@@ -31,6 +32,13 @@ class StepRows:
         self.statuses.append(context.status)
         self.cached_tokens.append(context.cached_prefix_length or 0)
         self.queue_seconds.append(queue_seconds)
+
+    def append_pooled(self, context: TextContext, vector: bytes, queue_seconds: float) -> None:
+        """Add `context`, which ends with `vector`, and say so in its status."""
+        context.status = TextGenerationStatus.MAXIMUM_LENGTH
+        self.embeddings[len(self.request_ids)] = vector
+        self.append(context, NO_TOKEN, queue_seconds)
+        self.base_index[-1] = 0
 
     def append_failed(self, context: TextContext, reason: str, queue_seconds: float) -> None:
         """Add `context`, which ends here without a token, and say so in its status."""

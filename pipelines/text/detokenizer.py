@@ -4,12 +4,17 @@ import codecs
 
 from quire.pipelines.tokenizer import TextTokenizer
 
+CONTROL_MARK = "\ufdd0"
+"""Stands before the spelling of a shown control token, which so differs from the same spelling in
+the model's own words. Unicode reserves it for use inside a program."""
+
 
 class Detokenizer:
     """Decodes a growing sequence of tokens.
 
     The pieces joined equal `tokenizer.decode` of all tokens, however they are fed. Special tokens
-    have no text unless `skip_special_tokens` is False or they are in `shown_tokens`. Bytes of an unfinished character are held
+    have no text unless `skip_special_tokens` is False; those of `shown_tokens` always have, after a
+    CONTROL_MARK. Bytes of an unfinished character are held
     back until the character is complete; bytes that cannot become UTF-8 are U+FFFD.
 
     `starts_fresh`: see `TextTokenizer.decode`.
@@ -26,6 +31,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._silent = tokenizer.special_token_ids if skip_special_tokens else frozenset()
         self._silent -= shown_tokens
+        self._shown = shown_tokens
         self._strip_next = starts_fresh
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -37,6 +43,8 @@ class Detokenizer:
         if self._strip_next:
             self._strip_next = False
             data = self._tokenizer.fresh_bytes(data)
+        if token in self._shown:
+            data = CONTROL_MARK.encode() + data
         return self._decoder.decode(data)
 
     def finish(self) -> str:

@@ -41,7 +41,7 @@ class TextStream:
     Stop strings are looked for in the text after the first `min_new_tokens` tokens.
 
     `starts_fresh`: the output is a text of its own (a chat reply), not the prompt's continuation.
-    `shown_tokens`: control tokens that are text whatever the parameters say.
+    `shown_tokens`: control tokens that are text, after a CONTROL_MARK, whatever the parameters say.
     """
 
     def __init__(

@@ -24,8 +24,8 @@ from quire.pipelines.weights.weights import Weights
 
 logger = logging.getLogger(__name__)
 
-_IGNORED_SUFFIX = "rotary_emb.inv_freq"
-"""A buffer that old transformers saved; the rotary table is computed from config.json."""
+_IGNORED_SUFFIXES = tuple(f"rotary_emb.{name}" for name in ("inv_freq", "cos_cached", "sin_cached"))
+"""Buffers that old transformers saved; the rotary table is computed from config.json."""
 
 
 class WeightTable(Protocol):
@@ -128,6 +128,6 @@ def _refuse_others(
     found: Mapping[str, TensorEntry], expected: Mapping[str, TensorSpec], spec: WeightTable
 ) -> None:
     for name, entry in found.items():
-        is_ignored = name.endswith(_IGNORED_SUFFIX) or spec.ignores(name)
+        is_ignored = name.endswith(_IGNORED_SUFFIXES) or spec.ignores(name)
         if name not in expected and not is_ignored:
             raise entry.wrong(f"no such tensor in {spec.architecture}", f"{list(entry.shape)}")

@@ -4,17 +4,37 @@ It holds no socket and no thread, so a simulation runs the very same code.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import msgspec
 import numpy as np
 
 from quire.pipelines.core.context import TextContext
-from quire.pipelines.core.messages import StepOutput
+from quire.pipelines.core.messages import EngineStats, StepOutput
 from quire.pipelines.core.plan import ModelRunner
 from quire.pipelines.scheduler.config import SchedulerConfig
 from quire.pipelines.scheduler.scheduler import Scheduler
 from quire.pipelines.scheduler.step_rows import StepRows
+
+
+class WorkerEngine(Protocol):
+    """What the worker process drives; see `Engine`."""
+
+    @property
+    def has_work(self) -> bool: ...
+
+    def submit(self, contexts: Iterable[TextContext]) -> None: ...
+
+    def reject(self, context: TextContext, reason: str) -> None: ...
+
+    def abort(self, request_ids: Iterable[int]) -> None: ...
+
+    def reset_prefix_cache(self) -> None: ...
+
+    def step(self) -> StepOutput | None: ...
+
+    def stats_frame(self) -> StepOutput: ...
 
 
 class Engine:
@@ -91,18 +111,31 @@ class Engine:
 
     def _build(self, rows: StepRows, input_tokens: int) -> StepOutput:
         stats = msgspec.structs.replace(self.scheduler.stats(), step_seconds=self._step_seconds)
-        return StepOutput(
-            epoch=self.epoch,
-            request_ids=np.array(rows.request_ids, dtype="<i8").tobytes(),
-            base_index=np.array(rows.base_index, dtype="<i4").tobytes(),
-            tokens=np.array(rows.tokens, dtype="<i4").tobytes(),
-            statuses=np.array(rows.statuses, dtype="u1").tobytes(),
-            cached_tokens=np.array(rows.cached_tokens, dtype="<i4").tobytes(),
-            queue_seconds=np.array(rows.queue_seconds, dtype="<f4").tobytes(),
-            logprobs=rows.logprobs,
-            errors=rows.errors,
-            input_tokens=input_tokens,
-            stats=stats,
-            prompt_logprobs=rows.prompt_logprobs,
-            preempted=self.scheduler.take_preempted(),
-        )
+        preempted = self.scheduler.take_preempted()
+        return step_output(self.epoch, rows, input_tokens, stats, preempted)
+
+
+def step_output(
+    epoch: int,
+    rows: StepRows,
+    input_tokens: int,
+    stats: EngineStats,
+    preempted: Sequence[int] = (),
+) -> StepOutput:
+    """The frame that says what a step did."""
+    return StepOutput(
+        epoch=epoch,
+        request_ids=np.array(rows.request_ids, dtype="<i8").tobytes(),
+        base_index=np.array(rows.base_index, dtype="<i4").tobytes(),
+        tokens=np.array(rows.tokens, dtype="<i4").tobytes(),
+        statuses=np.array(rows.statuses, dtype="u1").tobytes(),
+        cached_tokens=np.array(rows.cached_tokens, dtype="<i4").tobytes(),
+        queue_seconds=np.array(rows.queue_seconds, dtype="<f4").tobytes(),
+        logprobs=rows.logprobs,
+        errors=rows.errors,
+        input_tokens=input_tokens,
+        stats=stats,
+        prompt_logprobs=rows.prompt_logprobs,
+        preempted=list(preempted),
+        embeddings=rows.embeddings,
+    )

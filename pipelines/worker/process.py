@@ -28,13 +28,12 @@ from quire.pipelines.core.messages import (
     FromWorker,
     PrepareGrammars,
     Progress,
-    Ready,
     ResetPrefixCache,
     Submit,
     ToWorker,
 )
 from quire.pipelines.worker.boot import MAX_MESSAGE_BYTES, Boot
-from quire.pipelines.worker.engine import Engine
+from quire.pipelines.worker.engine import WorkerEngine
 from quire.pipelines.worker.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -74,11 +73,11 @@ class WorkerProcess:
         finally:
             self._context.destroy(linger=1000)
 
-    def _load(self) -> Engine:
+    def _load(self) -> WorkerEngine:
         epoch = self._boot.epoch
         self._send(Progress(epoch, "starting", 0.0))
         # Imported here so that the message above leaves before torch takes its second to load.
-        from quire.pipelines.worker.start import start_engine
+        from quire.pipelines.worker.start import StartedEngine, start_worker
 
         settings = ModelSettings.model_validate(self._boot.settings)
         with progress_bar() as show:
@@ -87,39 +86,22 @@ class WorkerProcess:
                 self._send(Progress(epoch, phase, fraction))
                 show(phase, fraction)
 
-            started = start_engine(settings, Path(self._boot.folder), epoch, progress)
-        model, config = started.model, started.config
-        self._matchers = started.matchers
+            started = start_worker(settings, Path(self._boot.folder), epoch, progress)
+        self._matchers = started.matchers if isinstance(started, StartedEngine) else None
         # Everything alive now lives as long as the process: keep it out of later collections.
         gc.collect()
         gc.freeze()
-        self._send(
-            Ready(
-                epoch=epoch,
-                pid=os.getpid(),
-                device=model.device,
-                dtype=model.dtype,
-                max_length=config.max_length,
-                num_pages=config.num_pages,
-                page_size=config.page_size,
-                max_batch_size=config.max_batch_size,
-                max_batch_input_tokens=config.max_batch_input_tokens,
-                memory_plan=[(row.name, row.num_bytes) for row in model.plan.rows],
-                memory_table=model.plan.table(),
-                cpu_kernels=started.cpu_kernels,
-                kv_cache_tokens=config.kv_cache_tokens,
-            )
-        )
+        self._send(started.ready(os.getpid()))
         return started.engine
 
-    def _serve(self, engine: Engine) -> NoReturn:
+    def _serve(self, engine: WorkerEngine) -> NoReturn:
         while True:
             self._receive(engine)
             output = engine.step()
             if output is not None:
                 self._send(output)
 
-    def _receive(self, engine: Engine) -> None:
+    def _receive(self, engine: WorkerEngine) -> None:
         """Handle every waiting message; block for one when there is no work."""
         changed = False
         while True:
@@ -152,7 +134,7 @@ class WorkerProcess:
                     self._grammars().prepare()
             changed = True
 
-    def _submit(self, engine: Engine, message: Submit) -> None:
+    def _submit(self, engine: WorkerEngine, message: Submit) -> None:
         grammars = {grammar.digest: grammar for grammar in message.grammars}
         for wire in message.contexts:
             context = TextContext.from_wire(wire)
@@ -163,7 +145,7 @@ class WorkerProcess:
             else:
                 self._loading.append((context, self._grammars().load(grammar)))
 
-    def _submit_loaded(self, engine: Engine) -> None:
+    def _submit_loaded(self, engine: WorkerEngine) -> None:
         """Hand the engine the contexts whose grammars have been read meanwhile."""
         waiting, self._loading = self._loading, []
         for context, loading in waiting:

@@ -41,7 +41,7 @@ def prompt_segments(plan: StepPlan) -> list[PromptSegment]:
 def segment_rows(segments: list[PromptSegment]) -> torch.Tensor:
     """int64 [P], the rows of all segments one after the other."""
     ranges = [np.arange(s.offset, s.offset + s.count, dtype=np.int64) for s in segments]
-    return torch.from_numpy(np.concatenate(ranges))
+    return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *ranges]))
 
 
 def prompt_log_probabilities(

@@ -13,6 +13,7 @@ from quire.pipelines.core.logprobs import PromptLogProbabilities
 from quire.pipelines.core.plan import StepPlan, StepResult
 from quire.pipelines.kv_cache.storage import KVCacheStorage, LayerCache
 from quire.pipelines.worker.batch import StepInputs, build_inputs
+from quire.pipelines.worker.pooling import PoolSegment, pool_segments, pooled_rows, pooled_vectors
 from quire.pipelines.worker.prompt_logprobs import (
     PromptSegment,
     prompt_log_probabilities,
@@ -64,31 +65,38 @@ class TorchModelRunner:
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
-        """Run the step and sample one token for each row that samples.
+        """Run the step, sample one token for each row that samples, pool what is to be pooled.
 
         A row whose logits hold NaN or infinity fails alone: token -1 and an entry in `errors`.
         """
         inputs = build_inputs(plan, self._storage.params.page_size, self._device)
-        segments = prompt_segments(plan)
-        logits, prompt_logprobs = (
-            self._with_prompts(inputs, segments) if segments else (self.logits(inputs), [])
-        )
+        segments, pools = prompt_segments(plan), pool_segments(plan)
+        prompt_logprobs: list[PromptLogProbabilities] = []
+        embeddings: dict[int, bytes] = {}
+        if segments or pools:
+            logits, prompt_logprobs, embeddings = self._with_states(inputs, segments, pools)
+        else:
+            logits = self.logits(inputs)
         rows = [row for row in plan.rows if row.samples]
         with self._on_device():
             result = sample_rows(logits, rows) if rows else StepResult(np.empty(0, dtype=np.int32))
-        return dataclasses.replace(result, prompt_logprobs=prompt_logprobs) if segments else result
+        if not (segments or pools):
+            return result
+        return dataclasses.replace(result, prompt_logprobs=prompt_logprobs, embeddings=embeddings)
 
-    def _with_prompts(
-        self, inputs: StepInputs, segments: list[PromptSegment]
-    ) -> tuple[torch.Tensor, list[PromptLogProbabilities]]:
-        """As `logits`, and the log-probabilities of the prompts in `segments`."""
-        model, wanted = self._model, segment_rows(segments).to(self._device)
-        rows = torch.cat([inputs.logit_rows, wanted])
+    def _with_states(
+        self, inputs: StepInputs, segments: list[PromptSegment], pools: list[PoolSegment]
+    ) -> tuple[torch.Tensor, list[PromptLogProbabilities], dict[int, bytes]]:
+        """As `logits`, the log-probabilities of the prompts in `segments`, and the vectors of the
+        texts that end in `pools`."""
+        model, wanted = self._model, (segment_rows(segments), pooled_rows(pools))
+        rows = torch.cat([inputs.logit_rows, *(part.to(self._device) for part in wanted)])
         with self._on_device():
             hidden = model.hidden_states(inputs.tokens, inputs.batches, self._storage.layers, rows)
-            num_sampling = len(inputs.logit_rows)
-            found = prompt_log_probabilities(segments, hidden[num_sampling:], model.head)
-            return model.head(hidden[:num_sampling]), found
+            sizes = [len(inputs.logit_rows), *map(len, wanted)]
+            sampled, told, pooled = torch.split(hidden, sizes)
+            found = prompt_log_probabilities(segments, told, model.head)
+            return model.head(sampled), found, pooled_vectors(pools, pooled.float().cpu().numpy())
 
     @torch.inference_mode()
     def logits(self, inputs: StepInputs) -> torch.Tensor:

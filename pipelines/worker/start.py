@@ -8,10 +8,13 @@ from quire.config.settings import ModelSettings
 from quire.kernels.native import library
 from quire.pipelines.architectures.load import load_model_spec
 from quire.pipelines.architectures.served import served_architectures
+from quire.pipelines.core.messages import Ready
+from quire.pipelines.model_task import encoder_of
 from quire.pipelines.scheduler.config import SchedulerConfig
 from quire.pipelines.structured.matcher import GrammarMatchers
 from quire.pipelines.worker.engine import Engine
 from quire.pipelines.worker.load import LoadedModel, load_runner
+from quire.pipelines.worker.start_encoder import StartedEncoder, start_encoder
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,35 @@ class StartedEngine:
     cpu_kernels: str
     """As in `Ready`."""
     matchers: GrammarMatchers
+
+    def ready(self, pid: int) -> Ready:
+        """What the worker announces."""
+        model, config = self.model, self.config
+        return Ready(
+            epoch=self.engine.epoch,
+            pid=pid,
+            device=model.device,
+            dtype=model.dtype,
+            max_length=config.max_length,
+            num_pages=config.num_pages,
+            page_size=config.page_size,
+            max_batch_size=config.max_batch_size,
+            max_batch_input_tokens=config.max_batch_input_tokens,
+            memory_plan=[(row.name, row.num_bytes) for row in model.plan.rows],
+            memory_table=model.plan.table(),
+            cpu_kernels=self.cpu_kernels,
+            kv_cache_tokens=config.kv_cache_tokens,
+        )
+
+
+def start_worker(
+    settings: ModelSettings, folder: Path, epoch: int, progress: Callable[[str, float], None]
+) -> StartedEngine | StartedEncoder:
+    """As `start_engine`, or as `start_encoder` where the folder is an encoder's."""
+    row = encoder_of(folder)
+    if row is not None:
+        return start_encoder(settings, folder, row, epoch, progress)
+    return start_engine(settings, folder, epoch, progress)
 
 
 def start_engine(

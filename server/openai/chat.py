@@ -24,6 +24,7 @@ async def create_chat_completion(http: Request) -> Response:
     served: ServedModel = http.app.state.served
     request = await read_request(http, ChatCompletionRequest)
     model = served.resolve(request.model)
+    served.check_generates()
     names = allowed_names(served.dialect, request.tools, request.tool_choice)
     prompt = await chat_prompt(
         engine,
@@ -52,7 +53,9 @@ async def create_chat_completion(http: Request) -> Response:
         [prompt.ids],
         param="messages",
         default_max_tokens=None,
-        grammar=await grammar_of(http, served, request, found, may_go_on=plan.may_go_on),
+        grammar=await grammar_of(
+            http, served, request, found, may_go_on=answer is None and plan.may_go_on
+        ),
     )
     return await respond(
         http,

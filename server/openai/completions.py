@@ -123,6 +123,7 @@ async def create_completion(http: Request) -> Response:
     served: ServedModel = http.app.state.served
     request = await read_request(http, CompletionRequest)
     model = served.resolve(request.model)
+    served.check_generates()
     prompts = [await _token_ids(engine, served, request, prompt) for prompt in request.prompt]
     contexts = build_contexts(
         engine,

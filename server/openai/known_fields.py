@@ -128,6 +128,34 @@ CHAT: Mapping[str, Harmless] = {
     "media_io_kwargs": EMPTY,
 }
 
+_PROMPT = "put the model's prompt before the text"
+_WHOLE_TEXT = "a text is embedded whole; cut it before"
+
+EMBEDDING: Mapping[str, Harmless] = {
+    "messages": Harmless(hint="use input"),
+    "prompt": Harmless(hint=_PROMPT),
+    "prompt_name": Harmless(hint=_PROMPT),
+    "input_type": Harmless(hint=_PROMPT),
+    "instruction": Harmless(hint=_PROMPT),
+    "truncate_prompt_tokens": Harmless(hint=_WHOLE_TEXT),
+    "truncate": Harmless((False,), _WHOLE_TEXT),
+    "truncation_side": Harmless(hint=_WHOLE_TEXT),
+    "max_tokens": Harmless(hint=_WHOLE_TEXT),
+    "add_special_tokens": Harmless((True,), "send token ids"),
+    "normalize": Harmless(hint="the model's files say"),
+    "pooling": Harmless(hint="the model's files say"),
+    "use_activation": Harmless(hint="the model's files say"),
+    "modality": Harmless(("text",)),
+    "embed_dtype": Harmless(("float32",)),
+    "endianness": Harmless(("native", "little")),
+    "output_dtype": Harmless(("float",)),
+    "output_dimension": Harmless(hint="use dimensions"),
+    "cache_salt": NEVER,
+    "stream": OFF,
+    "lora_path": NEVER,
+    "service_tier": Harmless(("auto", "default")),
+}
+
 TOKENIZE_CHAT: Mapping[str, Harmless] = {
     name: CHAT[name]
     for name in (

@@ -3,7 +3,7 @@
 from starlette.types import Scope
 
 from quire.server.engine import Caller, Origin
-from quire.server.openai.schema import GenerationRequest
+from quire.server.openai.schema import EmbeddingRequest, GenerationRequest
 
 
 def caller_of(scope: Scope) -> Caller | None:
@@ -12,7 +12,7 @@ def caller_of(scope: Scope) -> Caller | None:
     return caller
 
 
-def origin_of(scope: Scope, request: GenerationRequest) -> Origin:
+def origin_of(scope: Scope, request: GenerationRequest | EmbeddingRequest) -> Origin:
     """Of header and field, the shorter time limit counts."""
     limits = [
         seconds for seconds in (scope["quire.timeout"], request.timeout) if seconds is not None

@@ -150,6 +150,26 @@ class Completion(TypedDict):
     usage: NotRequired[Usage]
 
 
+class EmbeddingUsage(TypedDict):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(TypedDict):
+    """`embedding` is a string, float32 little-endian in base64, if the request asks for that."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingList(TypedDict):
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
 class ModelCard(TypedDict):
     id: str
     object: Literal["model"]

@@ -30,6 +30,8 @@ class RequestModel(BaseModel):
         json_schema_extra=lambda schema: _make_nullable(schema),
     )
 
+    may_constrain: ClassVar[bool] = False
+    """Whether a client could mean an unknown field to constrain the reply."""
     unsupported: ClassVar[Mapping[str, Harmless]] = {}
     without_effect: ClassVar[Mapping[str, type]] = {}
 

@@ -11,16 +11,22 @@ from fastapi import APIRouter
 from quire.config.limits import LIMITS
 from quire.server.openai.chat import create_chat_completion
 from quire.server.openai.completions import create_completion
+from quire.server.openai.embeddings import create_embedding
 from quire.server.openai.invocations import invoke
 from quire.server.openai.models import list_models, retrieve_model
 from quire.server.openai.replies import (
     ChatCompletion,
     ChatCompletionChunk,
     Completion,
+    EmbeddingList,
     ErrorReply,
 )
 from quire.server.openai.request_model import RequestModel
-from quire.server.openai.schema import ChatCompletionRequest, CompletionRequest
+from quire.server.openai.schema import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+)
 from quire.server.openai.tokenization import add_tokenization_routes
 
 _ERRORS = {
@@ -63,6 +69,14 @@ def build_router() -> APIRouter:
         responses=_responses(Completion, Completion),
         openapi_extra=_generation(CompletionRequest),
     )
+    router.add_api_route(
+        "/embeddings",
+        create_embedding,
+        methods=["POST"],
+        response_model=None,
+        responses={200: {"model": EmbeddingList}, **{status: _error(status) for status in _ERRORS}},
+        openapi_extra=_generation(EmbeddingRequest),
+    )
     errors: dict[int | str, dict[str, Any]] = {status: _error(status) for status in _MODEL_ERRORS}
     router.add_api_route("/models", list_models, methods=["GET"], responses=errors)
     router.add_api_route(
@@ -82,8 +96,8 @@ def build_root_router() -> APIRouter:
         invoke,
         methods=["POST"],
         response_model=None,
-        responses=_responses(ChatCompletion | Completion, ChatCompletionChunk),
-        openapi_extra=_generation(ChatCompletionRequest, CompletionRequest),
+        responses=_responses(ChatCompletion | Completion | EmbeddingList, ChatCompletionChunk),
+        openapi_extra=_generation(ChatCompletionRequest, CompletionRequest, EmbeddingRequest),
     )
     return router
 

@@ -46,12 +46,12 @@ def _is_token_list(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int for item in value)
 
 
-def _prompts(value: Any) -> list[Prompt]:
-    """One prompt or a list of them, each a string or token ids, as a list."""
+def _prompts(value: Any, limit: int, what: str) -> list[Prompt]:
+    """One prompt or a list of at most `limit`, each a string or token ids, as a list."""
     one = isinstance(value, str) or (_is_token_list(value) and value != [])
     prompts = [value] if one else value
-    if isinstance(prompts, list) and len(prompts) > LIMITS.prompts and not one:
-        raise refusal("", f"must hold at most {LIMITS.prompts} prompts, not {len(prompts)}")
+    if isinstance(prompts, list) and len(prompts) > limit and not one:
+        raise refusal("", f"must hold at most {limit} {what}, not {len(prompts)}")
     if not isinstance(prompts, list) or not (
         all(isinstance(prompt, str) for prompt in prompts) or all(map(_is_token_list, prompts))
     ):
@@ -61,19 +61,15 @@ def _prompts(value: Any) -> list[Prompt]:
     return prompts
 
 
-_PROMPT_SCHEMA = {
-    "anyOf": [
-        {"type": "string", "minLength": 1},
-        *(
-            {"type": "array", "items": items, "minItems": 1, "maxItems": LIMITS.prompts}
-            for items in (
-                {"type": "string", "minLength": 1},
-                {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
-            )
-        ),
-        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
-    ]
-}
+def _prompt_schema(limit: int) -> dict[str, Any]:
+    ids = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+    text = {"type": "string", "minLength": 1}
+    lists = (
+        {"type": "array", "items": item, "minItems": 1, "maxItems": limit} for item in (text, ids)
+    )
+    return {"anyOf": [text, *lists, ids]}
+
+
 _STOP_SCHEMA = {
     "anyOf": [
         {"type": "string", "minLength": 1, "maxLength": LIMITS.stop_string_chars},
@@ -98,6 +94,7 @@ class StreamOptions(RequestModel):
 class GenerationRequest(RequestModel):
     """What completions and chat completions have in common."""
 
+    may_constrain: ClassVar[bool] = True
     without_effect: ClassVar[Mapping[str, type]] = known_fields.NO_EFFECT
 
     model: str | None = None
@@ -208,7 +205,11 @@ class CompletionRequest(GenerationRequest):
 
     unsupported: ClassVar[Mapping[str, Harmless]] = known_fields.COMPLETION
 
-    prompt: Annotated[list[Prompt], PlainValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
+    prompt: Annotated[
+        list[Prompt],
+        PlainValidator(lambda value: _prompts(value, LIMITS.prompts, "prompts")),
+        WithJsonSchema(_prompt_schema(LIMITS.prompts)),
+    ]
     max_tokens: int | None = Field(None, ge=0, description="0 needs echo.")
     logprobs: int | None = Field(None, ge=0, le=LIMITS.logprobs)
     echo: bool = False
@@ -271,6 +272,34 @@ class ChatCompletionRequest(Conversation, GenerationRequest):
     def _tools_agree(self) -> Self:
         check_tools(self.tools, self.tool_choice)
         return self
+
+
+class EmbeddingRequest(RequestModel):
+    """The body of POST /v1/embeddings."""
+
+    unsupported: ClassVar[Mapping[str, Harmless]] = known_fields.EMBEDDING
+    without_effect: ClassVar[Mapping[str, type]] = known_fields.NO_EFFECT
+
+    model: str | None = None
+    input: Annotated[
+        list[Prompt],
+        PlainValidator(lambda value: _prompts(value, LIMITS.embedding_inputs, "texts")),
+        WithJsonSchema(_prompt_schema(LIMITS.embedding_inputs)),
+    ]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(
+        None, ge=1, description="The first so many numbers of each vector, normalized again."
+    )
+    priority: int = Field(
+        0, ge=-LIMITS.priority, le=LIMITS.priority, description="Lower runs first."
+    )
+    timeout: float | None = Field(
+        None,
+        gt=0.0,
+        le=LIMITS.timeout_seconds,
+        allow_inf_nan=False,
+        description="Seconds after which the request is given up; as the header x-request-timeout.",
+    )
 
 
 class TokenizePromptRequest(RequestModel):

@@ -32,6 +32,8 @@ async def tokenize_text(http: Request) -> Response:
         ids, odd = prompt.ids, prompt.warnings
     else:
         text, special, odd = request.prompt, request.add_special_tokens, []
+        if served.embedding is not None:
+            text = served.embedding.text(text)
         ids = await tokenize(
             engine,
             "prompt",

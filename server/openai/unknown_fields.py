@@ -2,7 +2,7 @@
 
 A client that asks for a constraint must not get free text, so a name that looks like one is always
 refused (guided_jsn, responseFormat, max_output_tokens, an extra_body that was sent as it is). Other
-names are told in a header, or refused in strict mode.
+names are told in a header, or refused in strict mode; so is any name where nothing is generated.
 """
 
 import difflib
@@ -43,7 +43,7 @@ def check_unknown(request: RequestModel, *, strict: bool) -> None:
     limit = LIMITS.unknown_fields
     names = list(itertools.islice(request.unknown_fields(), limit + 1))
     for path in names:
-        if path.startswith("messages."):
+        if not request.may_constrain or path.startswith("messages."):
             continue
         name = path.rpartition(".")[2][:MAX_SHOWN_CHARACTERS]
         if name in _CARRIERS:

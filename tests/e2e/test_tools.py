@@ -258,9 +258,7 @@ def test_an_unenforceable_schema_is_told(server):
     assert reply.status_code == 200
     assert "tools.0.function.parameters not enforced: 'format'" in reply.headers["x-quire-warning"]
     assert isinstance(
-        json.loads(
-            reply.json()["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"]
-        ),
+        json.loads(reply.json()["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"]),
         dict,
     )
 

@@ -2,11 +2,14 @@
 
 import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import unquote
 
 import huggingface_hub
 import huggingface_hub.constants
@@ -132,19 +135,21 @@ def test_of_several_gguf_files_one_must_be_named(hub: Hub, tmp_path: Path) -> No
         resolve_model("org/model", endpoint=hub.endpoint, cache_dir=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["a-q4.gguf", "q8/a+b-q8.gguf"])
+@pytest.mark.parametrize(
+    "name", ["a-q4.gguf", "q8/a+b-q8.gguf", "b--q8.gguf", "My Model/a..b (1)[x]=@,~.gguf"]
+)
 @pytest.mark.parametrize("revision", [None, "v1"])
 def test_a_gguf_file_of_a_repository(
     hub: Hub, tmp_path: Path, name: str, revision: str | None
 ) -> None:
-    hub.files |= {"a-q4.gguf": b"4", "q8/a+b-q8.gguf": b"8"}
+    hub.files |= {"a-q4.gguf": b"4", name: b"8"}
     where: dict[str, Any] = {"endpoint": hub.endpoint, "cache_dir": tmp_path}
 
     path = resolve_model(f"org/model:{name}", revision, **where)
 
     assert path.read_bytes() == hub.files[name]
     assert str(path).endswith(f"snapshots/{COMMIT}/{name}")
-    assert got(hub) == {quote(name.rpartition("/")[2])}
+    assert {unquote(found) for found in got(hub)} == {name.rpartition("/")[2]}
     assert f"GET /api/models/org/model/revision/{revision or 'main'}" in hub.requests
     hub.requests.clear()
     assert resolve_model(f"org/model:{name}", revision, **where) == path
@@ -230,3 +235,54 @@ def test_the_functions_for_files_and_access(hub: Hub, tmp_path: Path) -> None:
     validate_hf_repo_access("org/model", "v1", endpoint=hub.endpoint)
     with pytest.raises(ModelError, match="org/gated is gated"):
         validate_hf_repo_access("org/gated", endpoint=hub.endpoint)
+
+
+@pytest.mark.parametrize(
+    "model", ["org/name.git", "org/name-", "org/name.", "org/" + "a" * 97, "org/name.git:a.gguf"]
+)
+def test_names_that_no_hub_has_are_one_sentence(hub: Hub, tmp_path: Path, model: str) -> None:
+    with pytest.raises(ModelError, match="is no name that a hub has$"):
+        resolve_model(model, endpoint=hub.endpoint, cache_dir=tmp_path)
+
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("file", ["../b.gguf", "a/../b.gguf", "/b.gguf", ".b.gguf", "a//b.gguf"])
+def test_a_file_outside_the_repository_is_no_model(hub: Hub, tmp_path: Path, file: str) -> None:
+    with pytest.raises(ModelError, match="is neither an existing folder or .gguf file"):
+        resolve_model(f"org/model:{file}", endpoint=hub.endpoint, cache_dir=tmp_path)
+
+    assert hub.requests == []
+
+
+def test_the_home_of_nobody_is_one_sentence() -> None:
+    with pytest.raises(ModelError, match="is neither an existing folder"):
+        resolve_model("~no-such-user/model")
+
+
+def test_a_token_that_no_header_holds_is_one_sentence(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "gehe\u00efm")
+
+    with pytest.raises(ModelError, match="org/model cannot be downloaded: HF_TOKEN is not ASCII"):
+        resolve_model("org/model", endpoint=hub.endpoint, cache_dir=tmp_path)
+
+
+def test_processes_that_download_at_once_get_whole_files(hub: Hub, tmp_path: Path) -> None:
+    hub.files["model.safetensors"] = bytes(range(256)) * 4 * 1024 * 4
+    source = (
+        "import sys; from pathlib import Path; from quire.pipelines.hf import resolve_model\n"
+        "folder = resolve_model('org/model', endpoint=sys.argv[1], cache_dir=Path(sys.argv[2]))\n"
+        "print((folder / 'model.safetensors').stat().st_size)"
+    )
+    command = [sys.executable, "-P", "-c", source, hub.endpoint, str(tmp_path)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0"}
+    runs = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+        for _ in range(2)
+    ]
+
+    sizes = [run.communicate(timeout=60)[0].strip() for run in runs]
+
+    assert sizes == [str(4 * 1024**2)] * 2

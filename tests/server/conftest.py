@@ -40,6 +40,10 @@ class UnavailableEngine:
     def check_room(self, caller: Caller | None) -> None:
         self.check_available()
 
+    def has_room(self, count: int, caller: Caller | None) -> bool:
+        self.check_available()
+        return False
+
     def submit(self, contexts: Sequence[TextContext], origin: Origin) -> list[TokenStream]:
         raise EngineUnavailable("The model is not ready: starting", 1.0)
 

@@ -122,9 +122,11 @@ def _load(metrics: Metrics, round_: int) -> None:
     )
     metrics.on_http_request("/v1/completions", "POST", 500 if round_ % 9 == 0 else 200, 0.08)
     metrics.on_rejection("max_num_queued_reqs")
+    metrics.on_rejection("max_concurrency_per_key")
     metrics.on_stale_frame()
     metrics.on_disconnect()
     metrics.on_slow_reader()
+    metrics.on_deadline()
     stats = EngineStats(
         running=1, waiting=2, used_pages=3, cached_pages=4, total_pages=10,
         prefix_query_tokens=20 * round_, prefix_hit_tokens=8 * round_, preemptions=round_,

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from enum import Enum
 
 from quire.pipelines.architectures.config_file import ConfigFile
-from quire.pipelines.architectures.encodings import FLOAT_DTYPES, PackedEncoding, TensorSpec
+from quire.pipelines.architectures.encodings import (
+    FLOAT_DTYPES,
+    ITEM_BYTES,
+    PackedEncoding,
+    TensorSpec,
+)
 from quire.pipelines.architectures.quant_config import QuantConfig
 from quire.pipelines.architectures.quantized.names import names_in, refuse_keys
 
@@ -119,8 +124,11 @@ class Float8Encoding(PackedEncoding):
         raise ValueError("fp8 weights with a scale per column")
 
     def device_bytes(self, out_dim: int, in_dim: int, dtype: str, device_type: str) -> int:
-        is_packed = device_type == "cuda" and self.config.input_scale is not None
-        return super().device_bytes(out_dim, in_dim, dtype, "cuda" if is_packed else "cpu")
+        if device_type != "cuda" or self.config.input_scale is None:
+            return super().device_bytes(out_dim, in_dim, dtype, "cpu")
+        # Stacked with others a layer has a scale per row, also where it has one by itself.
+        scales = self._scale(out_dim, in_dim).num_elements if self.config.is_block else out_dim
+        return out_dim * in_dim + scales * ITEM_BYTES["float32"]
 
 
 def read_fp8(section: ConfigFile) -> QuantConfig:

@@ -17,6 +17,9 @@ GROUP_SIZES = (32, 64, 128, -1)
 
 _PER_WORD = 8
 _EXCEPT = "-:"
+_OTHER_MATHS = ("rotation", "adapter", "activation")
+"""Keys of GPTQModel."""
+
 _SCALE_DTYPES = ("F16", "BF16", "F32")
 _WORDS = ("I32",)
 
@@ -114,16 +117,13 @@ def read_gptq(section: ConfigFile) -> QuantConfig:
         ModelError: other than 4 bits, another group size or format, layers that differ.
     """
     _check_bits(section, "bits")
-    refuse_keys(section, ("rotation", "adapter"))
+    refuse_keys(section, _OTHER_MATHS)
     for key in ("is_marlin_format", "is_bitblas_format"):
         if section.boolean(key, False):
             raise section.wrong(key, "false")
     if section.string("pack_dtype", "int32") != "int32":
         raise section.wrong("pack_dtype", "int32")
-    key = "format" if section.has("format") else "checkpoint_format"
-    file_format = section.string(key, "gptq")
-    if file_format not in ("gptq", "gptq_v2"):
-        raise section.wrong(key, "gptq or gptq_v2")
+    file_format = _format(section, ("checkpoint_format", "format"), ("gptq", "gptq_v2"))
     encoding = GPTQEncoding(
         group_size=_group_size(section, "group_size"),
         zero_offset=1 if file_format == "gptq" else 0,
@@ -148,16 +148,33 @@ def read_awq(section: ConfigFile) -> QuantConfig:
     """Of `quant_method` awq.
 
     Raises:
-        ModelError: other than 4 bits and the GEMM version with zero points.
+        ModelError: other than 4 bits and the GEMM version with zero points, layers that differ.
     """
     _check_bits(section, "w_bit" if section.has("w_bit") else "bits")
-    if section.string("version", "gemm").lower() != "gemm":
-        raise section.wrong("version", "gemm")
+    refuse_keys(section, _OTHER_MATHS)
+    _format(section, ("version", "checkpoint_format", "format"), ("gemm",))
     if not section.boolean("zero_point", True):
         raise section.wrong("zero_point", "true")
     key = "q_group_size" if section.has("q_group_size") else "group_size"
     encoding = AWQEncoding(group_size=_group_size(section, key))
-    return QuantConfig(encoding, ("lm_head", *names_in(section, "modules_to_not_convert")))
+    names = (*names_in(section, "modules_to_not_convert"), *_excluded(section))
+    return QuantConfig(encoding, ("lm_head", *names))
+
+
+def _format(section: ConfigFile, keys: tuple[str, ...], allowed: tuple[str, ...]) -> str:
+    """What those of `keys` say that are there; the first of `allowed` where none is.
+
+    Raises:
+        ModelError: another format, or keys that contradict each other.
+    """
+    found = {key: section.string(key).lower() for key in keys if section.has(key)}
+    first = next(iter(found.values()), allowed[0])
+    for key, value in found.items():
+        if value not in allowed:
+            raise section.wrong(key, " or ".join(allowed))
+        if value != first:
+            raise section.wrong(key, f"{first}, as another key says")
+    return first
 
 
 def _check_bits(section: ConfigFile, key: str) -> None:

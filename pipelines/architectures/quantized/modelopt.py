@@ -34,12 +34,12 @@ def read_modelopt(section: ConfigFile) -> QuantConfig:
     match section.string("quant_algo"):
         case "FP8":
             encoding: Encoding = Float8Encoding(config=Float8Config(TENSOR, STATIC_INPUT))
-        case "NVFP4":
+        case "NVFP4" | "W4A16_NVFP4":
             if section.integer("group_size", NVFP4_GROUP) != NVFP4_GROUP:
                 raise section.wrong("group_size", str(NVFP4_GROUP))
             encoding = NVFP4
         case _:
-            raise section.wrong("quant_algo", "FP8 or NVFP4")
+            raise section.wrong("quant_algo", "FP8, NVFP4 or W4A16_NVFP4")
     names = (*names_in(section, "ignore"), *names_in(section, "exclude_modules"))
     if not (section.has("kv_cache_scheme") or section.has("kv_cache_quant_algo")):
         return QuantConfig(encoding, names)

@@ -28,8 +28,8 @@ _IN_STRING: tuple[re.Pattern[str], Kind] = (re.compile(r'["\\]'), "arguments")
 class CharacterParser(ABC):
     """Turns text into events; `feed` and then `finish`, once.
 
-    `hidden` are markers that are control tokens: where one turns out not to mark anything, it is
-    no content either.
+    `hidden` are markers that are control tokens, with their CONTROL_MARK: where one turns out not to
+    mark anything, it is no content either.
     """
 
     def __init__(self, hidden: frozenset[str] = frozenset()) -> None:
@@ -96,20 +96,24 @@ class CharacterParser(ABC):
 
     def _begin_raw(self, marker: str = "") -> None:
         """Remember what is read from `marker` on, in case it is content after all."""
-        self._raw = [] if marker in self._hidden else [marker]
+        self._raw = [marker]
 
     def _drop_raw(self) -> None:
         self._raw = None
 
     def _raw_is_content(self) -> None:
         if self._raw is not None:
-            self._emit("content", "".join(self._raw))
+            text = "".join(self._raw)
+            for marker in self._hidden:
+                text = text.replace(marker, "")
+            self._emit("content", text)
             self._raw = None
 
     def _until(self, markers: Sequence[str], kind: Kind) -> Reading:
         """Emit text up to the first of `markers` and return it; END when none comes."""
-        starts = "".join(re.escape(c) for c in sorted({marker[0] for marker in markers}))
-        fast = (re.compile(f"[{starts}]") if markers else re.compile(r"(?!)"), kind)
+        known = (*markers, *self._hidden)
+        starts = "".join(re.escape(c) for c in sorted({marker[0] for marker in known}))
+        fast = (re.compile(f"[{starts}]") if known else re.compile(r"(?!)"), kind)
         held = ""
         while True:
             self._fast = None if held or self._back else fast
@@ -119,11 +123,13 @@ class CharacterParser(ABC):
                 self._emit(kind, held)
                 return END
             held += character
-            while held and not any(marker.startswith(held) for marker in markers):
+            while held and not any(marker.startswith(held) for marker in known):
                 self._emit(kind, held[0])
                 held = held[1:]
             if held in markers:
                 return held
+            if held in self._hidden:
+                held = ""
 
     def _spaces(self, also: str = "") -> Steps:
         """Skip white space and the characters of `also`."""

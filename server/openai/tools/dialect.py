@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from quire.pipelines.chat_template import ChatTemplate
+from quire.pipelines.text.detokenizer import CONTROL_MARK
 from quire.pipelines.tokenizer import TextTokenizer
 from quire.server.openai.tools.character_parser import CharacterParser
 from quire.server.openai.tools.formats import HARMONY, ToolFormat, format_named, format_of
@@ -80,23 +81,32 @@ class Dialect:
             return "inside"
         return "after" if end.endswith(self.think.closing) else "before"
 
-    def shown_tokens(self, *, has_tools: bool) -> frozenset[int]:
+    def shown_tokens(self, opening: Opening, *, has_tools: bool) -> frozenset[int]:
         """Control tokens that must have text for the parsers to see."""
-        marks = _marks(self.tools if has_tools else None, self.think, self.is_harmony)
+        think = None if opening == "after" else self.think
+        marks = _marks(self.tools if has_tools else None, think, self.is_harmony)
         return frozenset(self.specials[mark] for mark in marks if mark in self.specials)
+
+    def shown(self, text: str) -> str:
+        """`text` as the parsers see it, where its markers are control tokens."""
+        for mark in self.specials:
+            text = text.replace(mark, CONTROL_MARK + mark)
+        return text
 
     def parser(
         self, names: frozenset[str], opening: Opening, *, shows_reasoning: bool = True
     ) -> ReplyParser | None:
         """For a reply that may call the functions of `names`; None where all of it is content."""
-        hidden = frozenset(self.specials)
         parsers: list[CharacterParser] = []
         if self.think is not None and opening != "after":
-            parsers.append(Thinking(self.think, is_open=opening == "inside", hidden=hidden))
+            tags = ThinkTags(*map(self.shown, self.think))
+            parsers.append(Thinking(tags, is_open=opening == "inside"))
         if self.is_harmony:
-            parsers.append(HarmonyMessages(names))
+            parsers.append(HarmonyMessages(HARMONY.rewritten(self.shown), names))
         elif self.tools is not None and names:
-            parsers.append(_FAMILIES[self.tools.family](self.tools, names, hidden))
+            hidden = frozenset(map(self.shown, self.specials))
+            family = _FAMILIES[self.tools.family]
+            parsers.append(family(self.tools.rewritten(self.shown), names, hidden))
         return ReplyParser(parsers, shows_reasoning=shows_reasoning) if parsers else None
 
 

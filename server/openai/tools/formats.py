@@ -1,7 +1,7 @@
 """The ways in which models write tool calls: one row each, and how a row is found for a model."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Family = Literal["json", "named", "pythonic", "harmony"]
@@ -36,6 +36,23 @@ class ToolFormat:
     after: str = ""
     wants_short_ids: bool = False
     tools_in_system: bool = False
+
+    def rewritten(self, rewrite: Callable[[str], str]) -> "ToolFormat":
+        """The same with every string around calls as `rewrite` makes it."""
+
+        def all_of(strings: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(map(rewrite, strings))
+
+        return replace(
+            self,
+            openings=all_of(self.openings),
+            closings=all_of(self.closings),
+            inner_marks=all_of(self.inner_marks),
+            before=rewrite(self.before),
+            call=rewrite(self.call),
+            between=rewrite(self.between),
+            after=rewrite(self.after),
+        )
 
     def matches(self, template: str) -> bool:
         """Whether a chat template's source is of this format."""
@@ -102,12 +119,21 @@ FORMATS: tuple[ToolFormat, ...] = (
     ToolFormat(
         name="phi4_mini",
         family="json",
-        seen=(("<|tool|>", "<|/tool|>"), ("functools[",)),
+        seen=(("<|tool|>", "<|/tool|>"),),
         openings=("<|tool_call|>", "functools["),
         closings=("<|/tool_call|>",),
         before="<|tool_call|>[",
         after="]<|/tool_call|>",
         tools_in_system=True,
+    ),
+    ToolFormat(
+        name="functools",
+        family="json",
+        seen=(("functools[",),),
+        openings=("functools[", "<|tool_call|>"),
+        closings=("<|/tool_call|>",),
+        before="functools[",
+        after="]",
     ),
     ToolFormat(
         name="granite",

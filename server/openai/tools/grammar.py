@@ -5,8 +5,7 @@ tokens, JSON Schemas and free text; https://xgrammar.mlc.ai/docs/structural_tag/
 """
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +48,6 @@ def tool_grammar(
         node = block
     elif answer is not None:
         node = _either([block, answer_node(answer)])
-    elif dialect.tools.is_bare:
-        starts = [_start(dialect.tools, name) for name in rules.schemas]
-        node = _either([block, {"type": "regex", "pattern": not_starting(starts)}])
     else:
         node = _triggered(dialect.tools, marks, rules, block)
     return _spec(_after_reasoning(dialect, marks, opening, node))
@@ -90,29 +86,6 @@ def answer_node(spec: GrammarSpec) -> Node:
                 node: Node = tag["format"]
                 return node
     raise ValueError("a structural tag without 'format' cannot follow reasoning or tools")
-
-
-def not_starting(starts: Iterable[str]) -> str:
-    """A regular expression of the texts that begin with none of `starts`."""
-    tree: dict[str, Any] = {}
-    for start in starts:
-        node = tree
-        for character in start:
-            node = node.setdefault(character, {})
-    return _not_in(tree)
-
-
-def _not_in(tree: Mapping[str, Any]) -> str:
-    """Texts that leave `tree` at some character, or end before a leaf."""
-    others = "".join(map(_in_class, tree))
-    branches = [
-        f"{re.escape(character)}{_not_in(rest)}" for character, rest in tree.items() if rest
-    ]
-    return "(" + "|".join([rf"[^{others}][\s\S]*", *branches]) + ")?"
-
-
-def _in_class(character: str) -> str:
-    return rf"\{character}" if character in r"\]^-[" else character
 
 
 class _Marks:
@@ -174,15 +147,14 @@ def _border(node: Node) -> Node | str | None:
     return node if node["type"] == "token" else None
 
 
-def _start(format_: ToolFormat, name: str) -> str:
-    return format_.before + format_.call.partition("ARGUMENTS")[0].replace("NAME", name)
-
-
 def _call(format_: ToolFormat, marks: _Marks, name: str, schema: Mapping[str, Any]) -> Node:
     before, _, after = format_.call.partition("ARGUMENTS")
-    is_pythonic = format_.family == "pythonic"
-    arguments = _keywords(schema) if is_pythonic else _json(schema)
+    arguments = _arguments(format_, schema)
     return _tag([*marks.nodes(before.replace("NAME", name)), arguments, *marks.nodes(after)])
+
+
+def _arguments(format_: ToolFormat, schema: Mapping[str, Any]) -> Node:
+    return _keywords(schema) if format_.family == "pythonic" else _json(schema)
 
 
 def _block(format_: ToolFormat, marks: _Marks, rules: CallRules) -> Node:
@@ -206,16 +178,40 @@ def _block(format_: ToolFormat, marks: _Marks, rules: CallRules) -> Node:
 
 def _triggered(format_: ToolFormat, marks: _Marks, rules: CallRules, block: Node) -> Node:
     """Free text, in which the opening of a call must begin one."""
-    tags = (
-        [_tag(block["elements"])]
-        if format_.before
-        else [_call(format_, marks, *item) for item in rules.schemas.items()]
-    )
-    trigger = marks.nodes(format_.openings[0])[0]
+    if format_.is_bare:
+        tags = _bare_tags(format_, rules)
+        triggers = [marks.nodes(tag["begin"])[0] for tag in tags]
+    else:
+        tags = (
+            [_tag(block["elements"])]
+            if format_.before
+            else [_call(format_, marks, *item) for item in rules.schemas.items()]
+        )
+        triggers = marks.nodes(format_.openings[0])[:1]
     limits = {"tags": tags, "stop_after_first": not rules.is_parallel}
-    if trigger["type"] == "token":
-        return {"type": "token_triggered_tags", "trigger_tokens": [trigger["token"]], **limits}
-    return {"type": "triggered_tags", "triggers": [trigger["value"]], **limits}
+    if triggers[0]["type"] == "token":
+        return {"type": "token_triggered_tags", "trigger_tokens": [triggers[0]["token"]], **limits}
+    strings = [trigger["value"] for trigger in triggers]
+    return {"type": "triggered_tags", "triggers": strings, **limits}
+
+
+def _bare_tags(format_: ToolFormat, rules: CallRules) -> list[Node]:
+    """Calls that only their functions' names give away. Each is a tag of its own, since telling
+    other beginnings apart character by character takes seconds to compile."""
+    before, _, after = format_.call.partition("ARGUMENTS")
+    starts = [format_.before, format_.between] if format_.before else [""]
+    if not rules.is_parallel:
+        starts, after = starts[:1], after + format_.after
+    return [
+        {
+            "type": "tag",
+            "begin": start + before.replace("NAME", name),
+            "content": _arguments(format_, schema),
+            "end": after,
+        }
+        for start in starts
+        for name, schema in rules.schemas.items()
+    ]
 
 
 def _after_reasoning(dialect: Dialect, marks: _Marks, opening: Opening, node: Node) -> Node:

@@ -10,7 +10,6 @@ from quire.server.openai.tools.character_parser import (
 from quire.server.openai.tools.formats import ToolFormat
 
 MAX_NAME_CHARACTERS = 256
-_CALL_ID = "[CALL_ID]"
 
 
 class NamedCalls(CharacterParser):
@@ -89,4 +88,7 @@ class NamedCalls(CharacterParser):
                 self._unread(character)
                 return END
             read += character
-        return read.removesuffix(mark).partition(_CALL_ID)[0].strip()
+        name = read.removesuffix(mark)
+        for other in self._format.inner_marks:
+            name = name.partition(other)[0]
+        return name.strip()

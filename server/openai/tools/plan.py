@@ -43,14 +43,16 @@ class ReplyPlan:
 
     @property
     def may_go_on(self) -> bool:
-        """Whether the grammar, if there is one, can always be followed by more text."""
-        is_free = self.choice is None or self.choice == "auto" or not _is_required(self.choice)
-        return bool(self.names) and is_free and self.is_parallel
+        """Whether text may always follow in the grammar of the functions."""
+        format_ = self.dialect.tools if self.names else None
+        if format_ is None or self.dialect.is_harmony:
+            return False
+        return self.is_parallel and not _is_required(self.choice)
 
     @property
     def shown_tokens(self) -> frozenset[int]:
         """Control tokens that `parser` must see."""
-        return self.dialect.shown_tokens(has_tools=bool(self.names))
+        return self.dialect.shown_tokens(self.opening, has_tools=bool(self.names))
 
     def parser(self) -> ReplyParser | None:
         """A parser for one choice; None where all of its text is content."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+from quire.pipelines.text.detokenizer import CONTROL_MARK
 from quire.server.openai.tools.character_parser import SPACES, CharacterParser
 from quire.server.openai.tools.events import Event, joined
 
@@ -49,7 +50,8 @@ class ReplyParser:
         return events
 
     def _seen(self, events: list[Event]) -> Iterator[Event]:
-        for kind, text in events:
+        for kind, given in events:
+            text = given.replace(CONTROL_MARK, "")
             if kind == "reasoning":
                 if self._shows_reasoning:
                     text = self._reasoning_spaces + text

@@ -24,12 +24,10 @@ class Thinking(CharacterParser):
     `is_open`: the prompt ended inside the reasoning.
     """
 
-    def __init__(
-        self, tags: ThinkTags, *, is_open: bool, hidden: frozenset[str] = frozenset()
-    ) -> None:
+    def __init__(self, tags: ThinkTags, *, is_open: bool) -> None:
         self._tags = tags
         self._is_open = is_open
-        super().__init__(hidden)
+        super().__init__()
 
     def _run(self) -> Steps:
         if not self._is_open:

@@ -199,6 +199,7 @@ def test_layers_that_predict_further_tokens_are_ignored(tmp_path: Path) -> None:
     ("config", "fields", "message"),
     [
         (V3, {"scoring_func": "softmax"}, 'scoring_func: expected sigmoid, found "softmax"'),
+        (V3, {"routed_scaling_factor": None}, "routed_scaling_factor: expected a number greater"),
         (V3, {"topk_method": "greedy"}, "topk_method: expected noaux_tc"),
         (V3, {"n_group": 7}, "n_group: expected a divisor of 256 experts, found 7"),
         (V3, {"n_group": 256, "topk_group": 8}, "n_group: expected groups of at least 2 experts"),

@@ -157,6 +157,13 @@ REFUSED: list[tuple[str, str, dict[str, object], str]] = [
     ("stablelm heads", "StableLmForCausalLM", {"head_dim": 8}, "num_attention_heads: .*heads of 8"),
     ("stablelm share", "StableLmForCausalLM", {"partial_rotary_factor": 0.2}, "even part of a hea"),
     ("neox heads", "GPTNeoXForCausalLM", {"num_key_value_heads": 2}, "num_key_value_heads: .* 4,"),
+    ("neox theta", "GPTNeoXForCausalLM", {"rope_theta": 5e5}, "rope_theta: expected 10000, as of"),
+    (
+        "neox other share",
+        "GPTNeoXForCausalLM",
+        {"rotary_pct": 1.0, "partial_rotary_factor": 0.5},
+        "partial_rotary_factor: expected 1, as of rotary_pct",
+    ),
     ("neox share", "GPTNeoXForCausalLM", {"rotary_pct": 0}, "rotary_pct: expected a number"),
     ("starcoder2 bias", "Starcoder2ForCausalLM", {"use_bias": 1}, "use_bias: expected true or"),
     ("gpt2 cross", "GPT2LMHeadModel", {"add_cross_attention": True}, "add_cross_attention: .*fal"),

@@ -1,5 +1,7 @@
 """`QuantConfig`: which names it leaves as they are."""
 
+import time
+
 import pytest
 
 from quire.pipelines.architectures.encodings import DENSE, Encoding
@@ -35,6 +37,31 @@ def test_an_entry_covers_parts_of_a_name(entry: str, skips: bool) -> None:
     quant = QuantConfig(AWQ, (entry,))
 
     assert quant.encoding_of(NAME) is (DENSE if skips else AWQ)
+
+
+@pytest.mark.parametrize(
+    "entry", ["a.layers.1.mlp", "b.a.layers.1.mlp", r"re:a\.layers\.1\.mlp", "a.layers.*.mlp"]
+)
+def test_an_entry_may_have_the_prefix_of_other_checkpoints(entry: str) -> None:
+    renamed = (("a.", "model."), ("b.a.", "model."), ("c.", "other."))
+
+    assert QuantConfig(AWQ, (entry,), renamed).skips(NAME)
+    assert not QuantConfig(AWQ, (entry,), renamed).skips(NAME.replace("mlp", "attn.mlps"))
+    assert not QuantConfig(AWQ, (entry,)).skips(NAME)
+
+
+def test_long_lists_cost_no_more_than_short_ones() -> None:
+    """DeepSeek-V3 has 45 thousand modules of experts, and quantizers list hundreds of names."""
+    names = [f"model.layers.{index}.mlp.experts.7.up_proj" for index in range(10_000)]
+    many = tuple(
+        f"model.layers.{index}.{part}" for index in range(1000) for part in ("norm", "mlp.gate")
+    )
+    quant = QuantConfig(AWQ, many)
+
+    start = time.perf_counter()
+    assert not any(map(quant.skips, names))
+    # Each name against each entry takes more than ten seconds.
+    assert time.perf_counter() - start < 2
 
 
 def test_what_an_architecture_fixes_is_kept() -> None:

@@ -196,14 +196,41 @@ BROKEN: list[tuple[str, dict[str, object], str]] = [
     ("wide head", {"head_dim": 264}, "head_dim: expected a multiple of 8 up to 256, found 264"),
     ("dtype", {"torch_dtype": "int8"}, 'torch_dtype: expected float32.*found "int8"'),
     ("tie", {"tie_word_embeddings": "yes"}, 'tie_word_embeddings: expected true.*found "yes"'),
-    ("quantized", {"quantization_config": {"bits": 4}}, "quant_method: expected a string, found no"),
+    (
+        "quantized",
+        {"quantization_config": {"bits": 4}},
+        "quant_method: expected a string, found no",
+    ),
     ("eos", {"eos_token_id": "</s>"}, 'eos_token_id: expected a token id.*found "</s>"'),
     ("rope kind", {"rope_scaling": {"type": "mrope"}}, 'type: expected one of.*found "mrope"'),
     ("rope factor", {"rope_scaling": {"type": "linear"}}, "factor: expected a number.*nothing"),
     (
         "partial",
-        {"partial_rotary_factor": 0.1},
+        {"architectures": ["GlmForCausalLM"], "partial_rotary_factor": 0.04},
         "partial_rotary_factor: expected an even part of a head",
+    ),
+    (
+        "partial of whole heads",
+        {"partial_rotary_factor": 0.5},
+        "partial_rotary_factor: expected 1: this architecture turns whole heads, found 0.5",
+    ),
+    (
+        "partial in a section",
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+        "rope_parameters: partial_rotary_factor: expected 1",
+    ),
+    (
+        "two ropes",
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+            "rope_scaling": {"type": "linear", "factor": 2.0},
+        },
+        "rope_scaling: expected nothing beside rope_parameters",
+    ),
+    (
+        "ropes by kind",
+        {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+        "rope_parameters: full_attention: expected nothing",
     ),
     (
         "window",

@@ -10,11 +10,12 @@ import pytest
 import torch
 from parity.driver import PAGE_SIZE, Driver, make_context
 from parity.random_models import make_random_model
+from safetensors.torch import load_file, save_file
 
 from quire.config.errors import ConfigError, ModelError
 from quire.config.settings import ModelSettings
 from quire.pipelines.architectures.load import load_model_spec
-from quire.pipelines.architectures.served import served_architectures
+from quire.pipelines.architectures.served import HUGGING_FACE, served_architectures
 from quire.pipelines.worker.load import LoadedModel, load_runner
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -147,3 +148,110 @@ def test_a_mask_of_the_models_own_is_noticed(
 
     with pytest.raises(ModelError, match="expected transformers' own logits within"):
         load(tmp_path)
+
+
+def edited(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change the tensors of the checkpoint."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+QUERY = "model.layers.0.self_attn.q_proj.weight"
+
+
+def test_a_missing_weight_is_refused_not_made_up(tmp_path: Path) -> None:
+    make_random_model("Helium").save_pretrained(tmp_path)
+    edited(tmp_path, lambda tensors: tensors.pop(QUERY))
+
+    with pytest.raises(ModelError, match=f"{QUERY}: expected a tensor of HeliumForCausalLM"):
+        load(tmp_path)
+
+
+def test_a_tensor_that_nothing_reads_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_random_model("Helium").save_pretrained(tmp_path)
+    edited(tmp_path, lambda tensors: tensors.update({"surplus.weight": torch.ones(2)}))
+
+    load(tmp_path)
+
+    assert "does not read 1 of the tensors, surplus.weight the first" in caplog.text
+
+
+@pytest.mark.parametrize("size", [100, -100])
+def test_a_damaged_file_is_one_line(size: int, tmp_path: Path) -> None:
+    make_random_model("Helium").save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+
+    with pytest.raises(ModelError, match="transformers cannot load it: Error while deserial"):
+        load(tmp_path)
+
+
+def test_pickles_alone_are_refused_in_one_line(tmp_path: Path) -> None:
+    model = make_random_model("Helium")
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+
+    with pytest.raises(ModelError, match="no file named model.safetensors found"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("Phimoe", {"sliding_window": 30, "num_local_experts": 4}),
+        ("Doge", {"keep_window_size": 30}),
+    ],
+)
+def test_windows_that_masks_alone_have_are_refused(
+    family: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    """Longer than the probe of the self-test, which sees nothing of them."""
+    make_random_model(family, **fields).save_pretrained(tmp_path)
+
+    with pytest.raises(ModelError, match="by a mask alone|does not run with our attention"):
+        load(tmp_path)
+
+
+def test_layers_that_do_not_attend_are_refused(tmp_path: Path) -> None:
+    kinds = ["full_attention", "full_attention", "conv"]
+    make_random_model("Lfm2", layer_types=kinds).save_pretrained(tmp_path)
+
+    with pytest.raises(ModelError, match="interface in every layer; it cannot be served"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
+def test_longrope_is_served_as_far_as_its_factors_do_not_change(key: str, tmp_path: Path) -> None:
+    """transformers takes the factors of the longest context for all that share a step."""
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    original = {"original_max_position_embeddings": 40}
+    parameters = {**rope, **original, "rope_theta": 10000.0, "factor": 4.0}
+    model = make_random_model("Phi3", pad_token_id=0, rope_parameters=parameters, **original)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config[key] = config.pop("rope_parameters")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    assert load_model_spec(tmp_path, (HUGGING_FACE,)).max_position_embeddings == 40
+    with pytest.raises(ConfigError, match="max_length"):
+        load(tmp_path)
+
+
+def test_two_models_in_a_process_keep_their_own_pages(tmp_path: Path) -> None:
+    models = [make_random_model("Helium", seed=seed) for seed in range(2)]
+    loaded = []
+    for number, model in enumerate(models):
+        model.save_pretrained(tmp_path / str(number))
+        loaded.append(load(tmp_path / str(number)))
+    history = random.Random(0).choices(range(211), k=30)
+
+    for model, ours in zip(models, loaded, strict=True):
+        with torch.no_grad():
+            expected = model(torch.tensor([history])).logits[0]
+        (logits,) = Driver(ours).logits([history], [[(0, 20)], [(0, 10)]])
+        assert (logits - expected).abs().max() <= 1e-4

@@ -203,6 +203,11 @@ def test_a_tied_weight_is_used_instead_of_the_checkpoints() -> None:
         torch.testing.assert_close(result, x @ tied.t())
 
 
+def test_fewer_query_heads_than_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 query heads cannot be divided by 4 devices"):
+        ShardingStrategy.stacked_qkv(4, 2, 2, HEAD_DIM)
+
+
 def test_what_cannot_be_divided_is_refused() -> None:
     layer, _ = qkv_layer(2, is_stacked=False)
     with pytest.raises(ValueError, match="32 rows in units of 1 cannot be divided by 3"):

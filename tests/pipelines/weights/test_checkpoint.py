@@ -103,7 +103,8 @@ def test_buffers_of_old_versions_and_a_tied_head_are_passed_over(tmp_path: Path)
     save(tmp_path, tie_word_embeddings=True)
     tensors = saved_tensors(tmp_path)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
-    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    for buffer in ("inv_freq", "cos_cached", "sin_cached"):
+        tensors[f"model.layers.0.self_attn.rotary_emb.{buffer}"] = torch.ones(4)
     save_file(tensors, tmp_path / SINGLE)
 
     assert load(tmp_path).keys() == load_model_spec(tmp_path).tensors().keys()

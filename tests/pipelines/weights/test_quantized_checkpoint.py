@@ -106,7 +106,8 @@ def test_sizes_that_have_no_whole_groups_are_refused_with_the_file(tmp_path: Pat
     path.write_text(json.dumps(config))
 
     with pytest.raises(
-        ModelError, match=r"config.json: quantization_config: .*groups of 128 in 64"
+        ModelError,
+        match=r"config.json: quantization_config: .*layers.0.self_attn.q_proj: .*groups of 128 in 64",
     ):
         load_model_spec(tmp_path)
 

@@ -181,7 +181,7 @@ def test_an_exception_of_the_runner_comes_through(
 
 
 def test_a_frame_names_the_contexts_that_were_put_back(engine: Engine) -> None:
-    engine.submit([context(1, new=25), context(2, new=25)])
+    engine.submit([context(1, new=25), context(2, prompt=5, new=25)])
 
     frames = []
     while engine.has_work:

@@ -77,6 +77,8 @@ def dtype(request: pytest.FixtureRequest) -> str:
         ("StableLm", {"use_parallel_residual": True, "qk_layernorm": True}),
         ("GPTNeoX", {"num_key_value_heads": 4}),
         ("GPT2", {"class_suffix": "LMHeadModel"}),
+        ("Gemma2", {"sliding_window": 20, "num_hidden_layers": 2}),
+        ("Olmo2", {"pad_token_id": 0, "num_hidden_layers": 2, "head_dim": 24}),
         # Sums so long that a GEMM library cuts them by the number of rows.
         ("Llama", {"hidden_size": 768, "intermediate_size": 1600, "num_hidden_layers": 1}),
         ("Mixtral", {"hidden_size": 768, "intermediate_size": 800, "num_hidden_layers": 1}),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
+import numpy as np
 import openai
 import pytest
 from fastapi import FastAPI
@@ -73,6 +74,7 @@ class FakeStream:
         self.num_said = 0
         self.is_closed = False
         self.was_stopped = False
+        self.embedding = b""
         self._engine = engine
 
     def close(self, *, stopped: bool = False) -> None:
@@ -81,6 +83,14 @@ class FakeStream:
 
     async def __aiter__(self) -> AsyncIterator[TokenChunk]:
         engine, status = self._engine, TextGenerationStatus.ACTIVE
+        if self.context.pooling is not None:
+            await asyncio.sleep(engine.delay)
+            if engine.fails_after is not None:
+                raise engine.failure
+            ids = self.context.tokens.prompt
+            told = [len(ids), ids[0], ids[-1], 1, 2, 3, 4, 5]
+            self.embedding = np.array(told, "<f4").tobytes()
+            return
         tokens = iter(engine.script(self.context))
         while not status.is_done:
             await asyncio.sleep(engine.delay)
@@ -123,6 +133,8 @@ class FakeEngine:
     failure: ApiError = field(default_factory=lambda: ApiError("unset"))
     refusal: ApiError | None = None
     is_unavailable: ApiError | None = None
+    room: int = 1000
+    most_live: int = 0
     streams: list[FakeStream] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
     _ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -137,12 +149,20 @@ class FakeEngine:
     def check_room(self, caller: Caller | None) -> None:
         self.check_available()
 
+    @property
+    def num_live(self) -> int:
+        return sum(not stream.is_closed for stream in self.streams)
+
+    def has_room(self, count: int, caller: Caller | None) -> bool:
+        return self.num_live + count <= self.room
+
     def submit(self, contexts: Sequence[TextContext], origin: Origin) -> list[TokenStream]:
         if self.refusal is not None:
             raise self.refusal
         self.origins.append(origin)
         streams = [FakeStream(context, self) for context in contexts]
         self.streams += streams
+        self.most_live = max(self.most_live, self.num_live)
         return list(streams)
 
 

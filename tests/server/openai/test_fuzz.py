@@ -68,7 +68,11 @@ def test_no_json_makes_a_500(
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(messages=st.lists(st.dictionaries(st.sampled_from(["role", "content", "name"]), values)))
+@given(
+    messages=st.lists(
+        st.dictionaries(st.sampled_from(["role", "content", "name", "tool_calls"]), values)
+    )
+)
 def test_no_messages_make_a_500(live: Any, http: httpx2.Client, messages: Any) -> None:
     reply = http.post("/v1/chat/completions", json={"messages": messages})
 

@@ -87,6 +87,15 @@ def test_a_message_s_own_fields_are_no_constraints(live: Any, http: httpx2.Clien
     assert "messages.0.format" in reply.headers["x-quire-warning"]
 
 
+def test_where_nothing_is_generated_a_constraint_is_a_name_like_others(
+    live: Any, http: httpx2.Client
+) -> None:
+    reply = http.post("/tokenize", json={"prompt": "a", "max_tokens": 5, "guided_xml": 1})
+
+    assert reply.status_code == 200
+    assert reply.headers["x-quire-warning"].endswith(": max_tokens, guided_xml")
+
+
 @pytest.mark.parametrize(
     ("route", "body", "param"),
     [

@@ -199,6 +199,35 @@ def test_the_devices_results_are_those_of_one(name: str, kind: str, devices: int
     torch.testing.assert_close(actual, x @ numbers.t() + bias, rtol=1e-4, atol=1e-4)
 
 
+def test_runs_of_rows_that_follow_each_other_are_cut_as_one() -> None:
+    """q, k and v in one weight, whose borders lie within a block of scales."""
+    numbers, tensors = ALL["fp8 blocks"].quantize(random_weight(320))
+    checkpoint = Tensors({f"a.{suffix}": tensor for suffix, tensor in tensors.items()})
+    encoding = encoding_of("fp8 blocks")
+    sizes = (192, 64, 64)
+    whole = StackedLinear(IN, sizes, ["a"], F32, CPU, True, quantization_encoding=encoding)
+    x = torch.randn(5, IN)
+
+    whole.sharding_strategy = ShardingStrategy.stacked_qkv(1, 3, 1, 64)
+    (part,) = whole.shard([CPU])
+    torch.testing.assert_close(part.load(checkpoint)(x), x @ numbers.t(), rtol=1e-4, atol=1e-4)
+
+    whole.sharding_strategy = ShardingStrategy.stacked_qkv(3, 3, 1, 64)
+    with pytest.raises(ValueError, match="^a: rows in units of 128 cannot be cut at 64 of 320"):
+        whole.shard([CPU] * 3)[0].load(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["fp8 static", "fp8 dynamic", "fp8 compressed channels"])
+def test_a_gpu_has_room_for_the_scales_of_stacked_projections(name: str) -> None:
+    encoding = encoding_of(name)
+    weights = [packed(name, random_weight(128, IN, seed))[1] for seed in range(2)]
+    stack = type(weights[0]).stack(weights)
+    assert stack is not None and stack.weight_scale is not None
+
+    held = stack.weight.nbytes + stack.weight_scale.nbytes
+    assert held <= 2 * encoding.device_bytes(128, IN, "bfloat16", "cuda") <= held + 2 * 4
+
+
 def stacked(name: str, weights: list[torch.Tensor], **extra: torch.Tensor) -> StackedLinear:
     """A layer that was read, of a checkpoint with `weights` as a, b and c."""
     checkpoint = Tensors(extra)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quire.pipelines.text.detokenizer import CONTROL_MARK
 from quire.server.openai.tools.dialect import Dialect
 from quire.server.openai.tools.formats import FORMATS, ToolFormat, format_named
 from quire.server.openai.tools.thinking import THINK_TAGS
@@ -112,7 +113,7 @@ EVERY = pytest.mark.parametrize("name", [row.name for row in FORMATS])
 
 
 def usable(name: str, calls: Sequence[tuple[str, Any]]) -> bool:
-    """Harmony's bodies end at control tokens, which no tokenizer makes of a string's text."""
+    """Where harmony's markers are text, broken arguments end at one."""
     return name != "harmony" or "<|" not in json.dumps(calls)
 
 
@@ -125,7 +126,7 @@ def test_calls_are_read_however_they_are_cut(
     if not usable(name, calls):
         return
     dialect = dialect_of(name, hidden=hidden)
-    text = written(format_named(name), calls)
+    text = dialect.shown(written(format_named(name), calls))
 
     whole = read(dialect, [text])
 
@@ -182,9 +183,11 @@ def test_no_text_is_an_error_and_cuts_change_nothing(
     name: str, text: str, borders: list[int], think: bool, hidden: bool
 ) -> None:
     dialect = dialect_of(name, hidden=hidden, think=think and name != "harmony")
+    text = dialect.shown(text)
 
     whole = read(dialect, [text])
 
+    assert CONTROL_MARK not in whole.content + whole.reasoning
     assert read(dialect, cut(text, borders)) == whole
     assert read(dialect, text) == whole
     assert {called for called, _ in whole.calls} <= NAMES
@@ -213,15 +216,21 @@ NOT_CALLS = {
     "deepseek_v31": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>other<｜tool▁sep｜>{}",
     "granite": '<|tool_call|>[{"nam": "f"}]',
     "phi4_mini": "functools[1]",
+    "functools": "functools[] and functools",
 }
 
 
 @pytest.mark.parametrize(("name", "text"), NOT_CALLS.items())
 def test_what_only_looks_like_a_call_is_content(name: str, text: str) -> None:
     assert read(dialect_of(name), [f"{text} end"]) == Said(content=f"{text} end")
-    hidden = read(dialect_of(name, hidden=True), [text])
-    assert hidden.content in text or "begin" in text
+    dialect = dialect_of(name, hidden=True)
+    hidden = read(dialect, [dialect.shown(text)])
     assert not hidden.calls
+    for mark in dialect.specials:
+        text = text.replace(mark, "")
+    assert hidden.content == text
+    # The same spelling in the model's own words marks nothing.
+    assert read(dialect, ["say " + NOT_CALLS[name]]) == Said(content="say " + NOT_CALLS[name])
 
 
 @pytest.mark.parametrize(
@@ -342,6 +351,16 @@ def test_harmonys_channels() -> None:
 
     assert read(dialect_of("harmony"), text) == Said(content="4", reasoning="Simple.\nYes.")
     assert read(dialect_of("harmony"), "the rest of it<|end|>").content == "the rest of it"
+
+
+def test_control_tokens_and_their_spelling_are_told_apart() -> None:
+    dialect = dialect_of("harmony", hidden=True)
+    start = dialect.shown("<|channel|>final<|message|>")
+    call = dialect.shown("<|channel|>commentary to=functions.f<|message|>")
+
+    assert read(dialect, f"{start}write <|end|> there").content == "write <|end|> there"
+    arguments = '{"a": "<|end|><|call|>"}'
+    assert read(dialect, call + arguments) == Said(calls=[("f", arguments)])
 
 
 def test_reasoning_can_be_left_out() -> None:

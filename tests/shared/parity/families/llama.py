@@ -29,6 +29,18 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
     "llama one kv head": ("Llama", {"num_key_value_heads": 1, "num_hidden_layers": 1}),
     "llama all kv heads": ("Llama", {"num_key_value_heads": 4, "head_dim": 24}),
+    "llama odd sizes": (
+        "Llama",
+        {
+            "vocab_size": 13,
+            "hidden_size": 72,
+            "intermediate_size": 97,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 40,
+        },
+    ),
     "llama linear rope": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 3.0}}),
     "llama dynamic rope": ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
     "llama dynamic rope stretched": (
@@ -56,6 +68,8 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3 windows": ("Qwen3", {**WINDOW, "max_window_layers": 0}),
     "mistral": ("Mistral", {"sliding_window": None}),
     "mistral window": ("Mistral", {"sliding_window": 20}),
+    "mistral window of one": ("Mistral", {"sliding_window": 1, "head_dim": 8}),
+    "mistral window beyond": ("Mistral", {"sliding_window": 1000, "head_dim": 24}),
     "mistral longrope": ("Mistral", {"sliding_window": None, "rope_parameters": LONGROPE}),
 }
 
@@ -76,6 +90,14 @@ def _case(name: str, encoding: str = "float32") -> ParityCase:
     )
 
 
-_IN_BFLOAT16 = ("llama", "llama biases", "qwen2 tied", "qwen3", "mistral window")
+_IN_BFLOAT16 = (
+    "llama",
+    "llama biases",
+    "llama odd sizes",
+    "qwen2 tied",
+    "qwen3",
+    "mistral window",
+    "mistral window beyond",
+)
 
 CASES = [*(_case(name) for name in _MODELS), *(_case(name, "bfloat16") for name in _IN_BFLOAT16)]
