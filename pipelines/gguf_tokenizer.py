@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from quire.pipelines.architectures.config_file import ConfigFile
+from quire.pipelines.architectures.gguf_config import ENDS_OF_TURN
 from quire.pipelines.weights.gguf_header import read_gguf_header
 
 Json = dict[str, Any]
@@ -49,6 +50,9 @@ _TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_GPT4O = _TEKKEN.replace(r"\p{M}]+|", r"\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|")
+_GPT4O = _GPT4O.replace(r"\p{M}]*|", r"\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|")
+_GPT4O = _GPT4O.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,8 @@ _SPLITS: Mapping[str, _Split] = {
         patterns=(r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
     ),
     "gpt-2": _Split(patterns=(_GPT2,)),
+    "phi-2": _Split(patterns=(_GPT2,)),
+    "gpt-4o": _Split(patterns=(_GPT4O,)),
     "llama-bpe": _LLAMA3_SPLIT,
     "llama3": _LLAMA3_SPLIT,
     "llama-v3": _LLAMA3_SPLIT,
@@ -110,7 +116,12 @@ def read_gguf_tokenizer(path: Path) -> GgufTokenizer:
         "decoder": body.decoder,
         "model": {
             "type": "BPE",
-            "unk_token": vocabulary.tokens[named["unk_token"]] if "unk_token" in named else None,
+            # Byte-level models leave out a byte that has no token.
+            "unk_token": (
+                vocabulary.tokens[named["unk_token"]]
+                if is_sentencepiece and "unk_token" in named
+                else None
+            ),
             "vocab": vocabulary.ids,
             **body.model,
         },
@@ -144,7 +155,11 @@ class _Vocabulary:
             kinds = metadata.numbers(key)
         if len(kinds) != len(tokens):
             raise metadata.wrong(key, f"{len(tokens)} numbers, one for each token")
-        return cls(model, tokens, [int(kind) for kind in kinds])
+        control = [
+            _CONTROL if token in ENDS_OF_TURN else int(kind)
+            for token, kind in zip(tokens, kinds, strict=True)
+        ]
+        return cls(model, tokens, control)
 
     @property
     def ids(self) -> dict[str, int]:
@@ -172,12 +187,13 @@ class _Vocabulary:
 
 
 _NOT_STRIPPED = ("<s>", "<|endoftext|>")
+_PHI_3 = re.compile(r"phi[-_ ]?3", re.IGNORECASE)
 
 
 def _strips_after(metadata: ConfigFile) -> bool:
-    """Whether control tokens swallow the white space after them: of Phi-3, as llama.cpp knows."""
-    name = metadata.string("general.name", "").lower()
-    return "phi-3" in name or "phi3" in name
+    """Whether control tokens swallow the white space after them: of Phi-3 and 3.5, whose names
+    converters have written with each of these signs."""
+    return _PHI_3.search(metadata.string("general.name", "")) is not None
 
 
 @dataclass(frozen=True, kw_only=True)

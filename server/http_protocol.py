@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from quire.config.limits import LIMITS
 from quire.server.errors import ApiError, InvalidRequest, RequestTimeout
@@ -22,6 +22,9 @@ from quire.server.middleware import READER_STALLED, error_response
 
 BODY_GRACE_SECONDS = 5.0
 """A body's time is kept by BodyMiddleware, which can answer; this closes what it already answered."""
+
+WAITING_REQUESTS = 32
+"""Pipelined behind the one being answered, until the connection is not read on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._refusal: ApiError | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._reader_check: asyncio.TimerHandle | None = None
+        self._answering: RequestResponseCycle | None = None
 
     @property
     def is_replying(self) -> bool:
@@ -78,6 +82,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         self._stop_watching_reader()
+        # uvicorn tells the latest request alone; those before it would run for nobody.
+        for cycle in (self._answering, *(waiting for waiting, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self.pipeline.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -112,11 +122,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        super().on_headers_complete()
         self._in_headers = False
         self._in_body = True
         self._has_advanced = True
         self._arm(self.deadlines.body + BODY_GRACE_SECONDS)
-        super().on_headers_complete()
+        if not self.pipeline:
+            self._answering = self.cycle
+        elif len(self.pipeline) <= WAITING_REQUESTS:
+            # A connection that is not read does not tell that the client has left.
+            self.flow.resume_reading()
 
     def on_body(self, body: bytes) -> None:
         self._has_advanced = True
@@ -129,6 +144,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        if self.pipeline:
+            self._answering = self.pipeline[-1][0]
         super().on_response_complete()
         self._watch_reader()
 
@@ -165,9 +182,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             f"The request's headers exceed {LIMITS.header_bytes} bytes or {LIMITS.headers} fields"
         )
 
+    @property
+    def _is_behind(self) -> bool:
+        """Whether what arrives comes after a request that is not answered yet."""
+        return bool(self.pipeline) or (self.is_replying and not self._in_body)
+
     def _refuse(self, error: ApiError) -> None:
-        cycle = self.cycle
-        if cycle is not None and cycle.response_started and not cycle.response_complete:
+        has_begun = self.is_replying and self.cycle.response_started
+        if has_begun or self._is_behind:
+            # An answer now would be taken for that of another request.
             self.transport.close()
             return
         response = error_response(error)
@@ -190,7 +213,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._deadline = None
 
     def _on_deadline(self, seconds: float) -> None:
-        if self.flow.read_paused or self.pipeline:
+        if self.flow.read_paused or self._is_behind:
             # It is us who do not read on: an earlier request's reply is still under way.
             self._arm(seconds)
         elif self._in_headers and self._unreported_bytes:
@@ -215,7 +238,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.transport.get_write_buffer_size() < waiting_before:
             self._watch_reader()
             return
-        cast(Scope, self.scope)[READER_STALLED] = True
+        cycle = self._answering or self.cycle
+        cast(Scope, cycle.scope)[READER_STALLED] = True
         self.transport.abort()
 
 

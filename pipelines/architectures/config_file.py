@@ -35,6 +35,8 @@ class ConfigFile:
             raise ModelError(f"{path}: expected at most {MAX_JSON_BYTES} bytes, found {size}")
         try:
             values = json.loads(path.read_bytes())
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
         except (ValueError, RecursionError) as error:
             raise ModelError(f"{path}: expected JSON, found {error}") from None
         if not isinstance(values, dict):

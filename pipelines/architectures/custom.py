@@ -113,6 +113,10 @@ def _import_file(entry: str, folder: Path, name: str) -> ModuleType:
         if getattr(loaded, "__file__", None) == str(path):
             return loaded
         raise _wrong(entry, f"a module {name} is loaded already; rename the file")
+    other = importlib.util.find_spec(name)
+    if other is not None and other.origin is not None and Path(other.origin).resolve() != path:
+        # What imports the installed one later, in this process or in the worker, would get ours.
+        raise _wrong(entry, f"a module {name} is installed already; rename the file")
     # Loaded by its place, so that sys.path stays as it is and the folder can shadow nothing.
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None

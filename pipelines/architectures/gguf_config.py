@@ -15,7 +15,7 @@ from quire.pipelines.weights.gguf_file import GgufFile
 from quire.pipelines.weights.gguf_names import gguf_names
 
 _ENDS_BY_KEY = ("eos_token_id", "eot_token_id", "eom_token_id")
-_ENDS_BY_TEXT = frozenset(
+ENDS_OF_TURN = frozenset(
     (
         "<|eot_id|>",
         "<|eom_id|>",
@@ -26,12 +26,14 @@ _ENDS_BY_TEXT = frozenset(
         "<|endoftext|>",
         "<|end_of_text|>",
         "<end_of_turn>",
-        "<eos>",
-        "</s>",
         "<EOT>",
     )
 )
-"""Control tokens that end a reply, as llama.cpp finds them: files name one of them at most."""
+"""What ends a reply, whatever type the file gives it, as in llama.cpp: some have it wrong, and files
+name one end at most."""
+
+_ENDS_OF_TEXT = frozenset(("<eos>", "</s>"))
+"""The same where these are control tokens; others have them as the HTML that they look like."""
 
 _CONTROL = 3
 """The token type of control tokens."""
@@ -68,6 +70,10 @@ _KEYS = frozenset(
 )
 
 
+_OF_IMAGES = ("vision.", "mm.")
+"""Beginnings of keys of a vision tower, whose tensors are refused where they are in the same file."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Row:
     """What one `general.architecture` is; `read` gives the keys that are its own."""
@@ -90,6 +96,8 @@ def read_gguf_config(file: GgufFile) -> ConfigFile:
         raise file.metadata.wrong("general.type", "model")
     for key in file.metadata:
         prefix, _, name = key.partition(".")
+        if name.startswith(_OF_IMAGES):
+            continue
         if prefix == model.architecture and name not in _KEYS | row.keys:
             raise file.metadata.wrong(key, f"no such key of {prefix}")
     if not file.metadata.boolean(model.key("attention.causal"), True):
@@ -155,7 +163,7 @@ def _end_tokens(metadata: ConfigFile) -> list[int]:
         ends += [
             id
             for id, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
-            if kind == _CONTROL and token in _ENDS_BY_TEXT
+            if token in ENDS_OF_TURN or (kind == _CONTROL and token in _ENDS_OF_TEXT)
         ]
     return list(dict.fromkeys(ends))
 

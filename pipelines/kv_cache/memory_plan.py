@@ -116,6 +116,7 @@ def plan_memory(
     Raises:
         ConfigError: the settings contradict each other or the model, or do not fit the memory.
     """
+    _check_chunks(spec, settings.page_size)
     length = _wanted_length(spec, settings)
     params = KVCacheParams.of(
         spec,
@@ -176,6 +177,16 @@ def activation_memory(spec: ModelSpec, settings: ModelSettings, dtype: str) -> i
     per_row = spec.vocab_size * (ITEM_BYTES[dtype] + 4 + 3 * 8)
     layers = settings.max_batch_input_tokens * spec.layer_width * ITEM_BYTES[dtype]
     return layers + settings.max_batch_size * per_row
+
+
+def _check_chunks(spec: ModelSpec, page_size: int) -> None:
+    """Attention takes a chunk as a context of its own, whose pages begin where it does."""
+    for size in {layer.attention.chunk_size for layer in spec.layers}:
+        if size is not None and size % page_size:
+            raise ConfigError(
+                f"page_size: expected a divisor of the model's attention_chunk_size {size}, "
+                f"found {page_size}"
+            )
 
 
 def _wanted_length(spec: ModelSpec, settings: ModelSettings) -> int:

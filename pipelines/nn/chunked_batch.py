@@ -11,7 +11,6 @@ from itertools import accumulate
 
 import torch
 
-from quire.config.errors import ConfigError
 from quire.kernels.flash_attention_ragged import plan_decode
 from quire.kernels.ragged_batch import RaggedBatch
 
@@ -29,14 +28,8 @@ class _Part:
 def chunked_batch(batch: RaggedBatch, chunk_size: int, page_size: int) -> RaggedBatch:
     """`batch` with a context for each chunk that its contexts' tokens lie in.
 
-    Raises:
-        ConfigError: chunks do not begin where pages do.
+    `chunk_size` is a multiple of `page_size`, as the memory plan sees to.
     """
-    if chunk_size % page_size:
-        raise ConfigError(
-            f"page_size: expected a divisor of the model's attention_chunk_size {chunk_size}, "
-            f"found {page_size}"
-        )
     if all(length <= chunk_size for length in batch.kv_lengths):
         return batch
     parts = [

@@ -93,12 +93,14 @@ class Transformer:
         self.blocks = tuple(blocks)
         self.norm = norm
         self.lm_head = lm_head
-        self._group_of = {
+        group_of = {
             layer: index
             for index, group in enumerate(group_layers(spec.kv_layers))
             for layer in group.layers
         }
-        self._tables = tables
+        # Per block, its rotary table and its page group: hashing a rope takes time in every step.
+        self._tables = tuple(tables[block.rope] for block in self.blocks)
+        self._groups = tuple(group_of[layer] for layer in range(len(self.blocks)))
         self._positions = positions
         self._vocab_size = spec.vocab_size
         self._logit_scale = spec.logit_scale
@@ -113,8 +115,8 @@ class Transformer:
     ) -> torch.Tensor:
         """Run a step: write its KV into `caches`, one per layer.
 
-        `tokens_T` int32. `batches`: of each page group (`group_layers`). Returns the logits of the tokens at `logit_rows_S` (int64), fp32 [S, V];
-        S may be 0.
+        `tokens_T` int32. `batches`: of each page group (`group_layers`). Returns the logits of the
+        tokens at `logit_rows_S` (int64), fp32 [S, V]; S may be 0.
         """
         if logit_rows_S.numel() == 0:
             self._blocks(tokens_T, batches, caches)
@@ -153,10 +155,9 @@ class Transformer:
         residual_TC: torch.Tensor | None = None
         plans = self._decode_plans(batches[0])
         chunked = ChunkedBatches(batches)
-        for layer, (block, cache) in enumerate(zip(self.blocks, caches, strict=True)):
-            table, plan = self._tables[block.rope], plans.get(block.window)
-            group = self._group_of[layer]
-            batch = batches[group]
+        layers = zip(self.blocks, self._tables, self._groups, caches, strict=True)
+        for block, table, group, cache in layers:
+            batch, plan = batches[group], plans.get(block.window)
             if block.chunk_size is not None:
                 batch, plan = chunked.find(group, block.chunk_size, cache.k.shape[2])
             x_TC, residual_TC = block(x_TC, residual_TC, table, cache, batch, plan)
@@ -166,7 +167,7 @@ class Transformer:
         """By window, the work list of the step's decode rows: made once, shared by all layers."""
         if not reads_plans(batch):
             return {}
-        windows = {block.window for block in self.blocks}
+        windows = {block.window for block in self.blocks if block.chunk_size is None}
         return {window: plan_decode(batch, sliding_window=window) for window in windows}
 
 

@@ -14,8 +14,8 @@ class Detokenizer:
 
     The pieces joined equal `tokenizer.decode` of all tokens, however they are fed. Special tokens
     have no text unless `skip_special_tokens` is False; those of `shown_tokens` always have, after a
-    CONTROL_MARK. Bytes of an unfinished character are held
-    back until the character is complete; bytes that cannot become UTF-8 are U+FFFD.
+    CONTROL_MARK, which is U+FFFD where it is the model's own. Bytes of an unfinished character are
+    held back until the character is complete; bytes that cannot become UTF-8 are U+FFFD.
 
     `starts_fresh`: see `TextTokenizer.decode`.
     """
@@ -44,8 +44,9 @@ class Detokenizer:
             self._strip_next = False
             data = self._tokenizer.fresh_bytes(data)
         if token in self._shown:
-            data = CONTROL_MARK.encode() + data
-        return self._decoder.decode(data)
+            return self._decoder.decode(CONTROL_MARK.encode() + data)
+        text = self._decoder.decode(data)
+        return text.replace(CONTROL_MARK, "\ufffd") if self._shown else text
 
     def finish(self) -> str:
         """What the bytes still held back amount to."""

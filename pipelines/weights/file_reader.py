@@ -4,6 +4,7 @@ a name, not SIGBUS. No torch."""
 import numpy as np
 from numpy.typing import NDArray
 
+from quire.config.errors import ModelError
 from quire.pipelines.weights.tensor_entry import TensorEntry
 
 
@@ -11,8 +12,15 @@ def read_bytes(entry: TensorEntry) -> NDArray[np.uint8]:
     """The bytes of `entry`.
 
     Raises:
-        ModelError: the file ended early.
+        ModelError: the file ended early, or is gone, or its disk fails.
     """
+    try:
+        return _read(entry)
+    except OSError as error:
+        raise ModelError(f"{entry.path}: cannot be read: {error.strerror}") from None
+
+
+def _read(entry: TensorEntry) -> NDArray[np.uint8]:
     buffer = np.empty(entry.num_bytes, dtype=np.uint8)
     view = buffer.data
     position = 0

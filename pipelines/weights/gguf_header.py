@@ -5,6 +5,7 @@ counts, key-value pairs, tensor infos, padding, data. No size is believed before
 with what is left of the file, and Python's integers do not overflow.
 """
 
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -120,8 +121,11 @@ def read_gguf_header(path: Path) -> GgufHeader:
     """
     if not path.is_file():
         raise ModelError(f"{path}: file not found")
-    with path.open("rb") as file:
-        return _HeaderReader(path, file, path.stat().st_size).read()
+    try:
+        with path.open("rb") as file:
+            return _HeaderReader(path, file, os.fstat(file.fileno()).st_size).read()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 class _HeaderReader:

@@ -5,6 +5,7 @@ The result is kept in Quire's cache folder under a digest of the files' places, 
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -14,11 +15,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import msgspec
-import psutil
 
 from quire.config.converter_env import cache_folder, converter_environment
 from quire.config.errors import ModelError
@@ -50,6 +50,7 @@ class PytorchWeights(SafetensorWeights):
     def __init__(self, folder: Path, progress: Progress) -> None:
         files, listed = _files(folder)
         target = cache_folder() / "converted" / _digest(files)
+        _check_owner(target.parent)
         if not SafetensorWeights.is_in(target):
             _convert(files, listed, target, progress)
         super().__init__(target)
@@ -109,12 +110,11 @@ def _convert(
     cache = target.parent
     try:
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _sweep(cache)
         free = shutil.disk_usage(cache).free
         if free < num_bytes:
             raise ModelError(f"{cache}: converting needs {num_bytes} bytes, {free} are free")
-        with tempfile.TemporaryDirectory(prefix=f".{os.getpid()}-", dir=cache) as work:
-            result = Path(work).resolve() / "result"
+        with _work_folder(cache) as work:
+            result = work.resolve() / "result"
             result.mkdir()
             sources = tuple(str(path.resolve()) for path in files)
             job = Conversion(sources, str(result), tuple(names), num_bytes)
@@ -148,7 +148,7 @@ def _run(job: Conversion, folder: Path, progress: Progress) -> None:
             process.stdin.write(msgspec.json.encode(job) + b"\n")
             process.stdin.close()
         for line in process.stdout:
-            outcome = msgspec.json.decode(line, type=Outcome)
+            outcome = _outcome(line)
             progress("convert", outcome.fraction)
         code = process.wait()
     what = ", ".join(Path(source).name for source in job.sources)
@@ -157,6 +157,14 @@ def _run(job: Conversion, folder: Path, progress: Progress) -> None:
     if code:
         how = signal.Signals(-code).name if code < 0 else f"code {code}"
         raise ModelError(f"{folder}: {what} cannot be converted: the converter ended with {how}")
+
+
+def _outcome(line: bytes) -> Outcome:
+    try:
+        return msgspec.json.decode(line, type=Outcome)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        # Nothing else writes there, but code that a file smuggled in.
+        return Outcome(error="the converter said what it never says")
 
 
 def _write_index(result: Path, source_of: Mapping[str, Path], listed: Mapping[str, str]) -> None:
@@ -182,9 +190,48 @@ def _rename(result: Path, target: Path) -> None:
             raise
 
 
-def _sweep(cache: Path) -> None:
-    """Remove what killed processes left behind."""
-    for path in cache.glob(".*-*"):
-        pid = path.name[1:].partition("-")[0]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
+def _check_owner(cache: Path) -> None:
+    """Refuse a folder where another user could put weights of his own."""
+    if not cache.exists():
+        return
+    status = cache.stat()
+    if status.st_uid not in (os.geteuid(), 0) or status.st_mode & 0o022:
+        raise ModelError(
+            f"{cache}: expected a folder of this user that no other can write to, found one of "
+            f"user {status.st_uid} with mode {status.st_mode & 0o7777:04o}"
+        )
+
+
+@contextlib.contextmanager
+def _work_folder(cache: Path) -> Iterator[Path]:
+    """A folder in `cache` that is locked as long as this process lives; those of dead ones go.
+
+    A process's number would not do: in another container it is that of another, or of nobody.
+    """
+    with contextlib.ExitStack() as stack:
+        with _locked(cache):
+            for left in cache.glob(".*"):
+                if left.is_dir() and _is_unlocked(left):
+                    shutil.rmtree(left, ignore_errors=True)
+            work = tempfile.TemporaryDirectory(prefix=".work-", dir=cache)
+            path = Path(stack.enter_context(work))
+            stack.enter_context(_locked(path))
+        yield path
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, flags: int = fcntl.LOCK_EX) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, flags)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _is_unlocked(folder: Path) -> bool:
+    try:
+        with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            return True
+    except OSError:
+        return False

@@ -5,6 +5,8 @@ object, then the data, which the tensors' `data_offsets` must cover without gap 
 """
 
 import json
+import os
+from collections import Counter
 from math import prod
 from pathlib import Path
 from typing import Annotated
@@ -38,9 +40,16 @@ _ITEM_BYTES = {
 """Sizes are checked of these; tensors of other formats are refused by name."""
 
 
+_MAX_DIMENSIONS = 64
+"""Of torch's tensors; the product of millions of sizes takes minutes."""
+
+
 class _Fields(msgspec.Struct):
     dtype: str
-    shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
+    shape: Annotated[
+        tuple[Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)], ...],
+        msgspec.Meta(max_length=_MAX_DIMENSIONS),
+    ]
     data_offsets: tuple[Annotated[int, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(ge=0)]]
 
 
@@ -50,18 +59,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     Raises:
         ModelError: the file is missing, truncated, or its header and its size do not agree.
     """
-    if not path.is_file():
-        raise ModelError(f"{path}: file not found")
-    file_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        limit = min(MAX_HEADER_BYTES, file_bytes - 8)
-        if not 2 <= length <= limit:
-            raise ModelError(
-                f"{path}: header length: expected 2 to {max(limit, 2)} bytes in a file of "
-                f"{file_bytes} bytes, found {length}"
-            )
-        text = file.read(length)
+    text, file_bytes = _header_text(path)
     try:
         # The library reads UTF-8 only, and each key once: what it refuses is refused here.
         header = json.loads(text.decode(), object_pairs_hook=_unique)
@@ -72,7 +70,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ModelError(f"{path}: __metadata__: expected a JSON object of strings")
-    data_start = 8 + length
+    data_start = 8 + len(text)
     entries = [_entry(path, name, fields, data_start) for name, fields in header.items()]
     entries.sort(key=lambda entry: (entry.begin, entry.end))
     position = data_start
@@ -81,18 +79,36 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             raise entry.wrong(f"data at byte {position}", f"byte {entry.begin}")
         position = entry.end
     if position != file_bytes:
-        last = entries[-1].name if entries else "header"
-        raise ModelError(
-            f"{path}: {last}: expected a file of {position} bytes, found {file_bytes} bytes"
-        )
+        expected, found = f"a file of {position} bytes", f"{file_bytes} bytes"
+        if entries:
+            raise entries[-1].wrong(expected, found)
+        raise ModelError(f"{path}: header: expected {expected}, found {found}")
     return {entry.name: entry for entry in entries}
+
+
+def _header_text(path: Path) -> tuple[bytes, int]:
+    """The JSON of the header, and the bytes of the file."""
+    if not path.is_file():
+        raise ModelError(f"{path}: file not found")
+    try:
+        with path.open("rb") as file:
+            file_bytes = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            limit = min(MAX_HEADER_BYTES, file_bytes - 8)
+            if not 2 <= length <= limit:
+                raise ModelError(
+                    f"{path}: header length: expected 2 to {max(limit, 2)} bytes in a file of "
+                    f"{file_bytes} bytes, found {length}"
+                )
+            return file.read(length), file_bytes
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the key {twice!r:.80} twice")
     return found
 
@@ -101,9 +117,8 @@ def _entry(path: Path, name: str, value: object, data_start: int) -> TensorEntry
     try:
         fields = msgspec.convert(value, _Fields)
     except msgspec.ValidationError as error:
-        raise ModelError(
-            f"{path}: {name}: expected dtype, shape and data_offsets, found: {error}"
-        ) from None
+        entry = TensorEntry(path, name, "", (), 0, 0)
+        raise entry.wrong("dtype, shape and data_offsets", f"{error}") from None
     begin, end = (data_start + offset for offset in fields.data_offsets)
     entry = TensorEntry(path, name, fields.dtype, fields.shape, begin, end)
     item_bytes = _ITEM_BYTES.get(fields.dtype)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from quire.config.errors import ModelError
 
+_MAX_NAME = 200
+
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
@@ -23,5 +25,11 @@ class TensorEntry:
         return self.end - self.begin
 
     def wrong(self, expected: str, found: str) -> ModelError:
-        """The error that names this tensor; for the caller to raise."""
-        return ModelError(f"{self.path}: {self.name}: expected {expected}, found {found}")
+        """The error that names this tensor, in one line; for the caller to raise."""
+        return ModelError(f"{self.path}: {_line(self.name)}: expected {expected}, found {found}")
+
+
+def _line(name: str) -> str:
+    """A name that a file may have made up, so that it can be printed."""
+    name = name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}..."
+    return name if name.isprintable() else ascii(name)

@@ -37,17 +37,17 @@ def build_inputs(plan: StepPlan, page_size: int, device: torch.device) -> StepIn
     tokens = np.empty(offsets[-1], dtype=np.int32)
     shape = (len(plan.rows[0].tables), len(plan.rows), int(num_pages.max()))
     lookup_tables = np.zeros(shape, dtype=np.int32)
-    for index, row in enumerate(plan.rows):
-        needed = int(num_pages[index])
-        given = min(map(len, row.tables))
-        if given < needed or len(row.context.tokens) < ends[index]:
+    # Plain integers: reading them out of an array costs more than all else in this loop.
+    bounds = zip(ends.tolist(), num_pages.tolist(), offsets.tolist(), strict=False)
+    for index, (row, (end, needed, offset)) in enumerate(zip(plan.rows, bounds, strict=True)):
+        history = row.context.tokens.all
+        given = min(map(len, row.tables)) if len(row.tables) > 1 else len(row.tables[0])
+        if given < needed or len(history) < end:
             raise ValueError(
-                f"context {row.context.request_id}: tokens up to {ends[index]} need {needed} "
-                f"pages, {given} given, and a history of {len(row.context.tokens)}"
+                f"context {row.context.request_id}: tokens up to {end} need {needed} "
+                f"pages, {given} given, and a history of {len(history)}"
             )
-        tokens[offsets[index] : offsets[index + 1]] = row.context.tokens.all[
-            row.start : ends[index]
-        ]
+        tokens[offset : offset + row.count] = history[row.start : end]
         for group, table in enumerate(row.tables):
             lookup_tables[group, index, :needed] = table[:needed]
 

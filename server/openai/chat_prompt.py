@@ -53,6 +53,10 @@ async def chat_prompt(
     rows_of_tools: list[dict[str, Any]] | None = None
     if tools and template.takes_tools:
         rows_of_tools = [tool.row for tool in tools]
+        if served.dialect.is_harmony:
+            # Its template takes for granted that every function has one.
+            for row in rows_of_tools:
+                row["function"].setdefault("description", "")
     elif tools and served.dialect.tools is not None and served.dialect.tools.tools_in_system:
         rows = with_tools_in_system(rows, tools)
     elif tools:
@@ -98,7 +102,7 @@ def template_messages(
     for index, message in enumerate(messages):
         path = f"messages.{index}"
         is_renamed = message.role == "developer" and not template.knows_developer
-        is_null = message.content is None and dialect.wants_null_content
+        is_null = dialect.wants_null_content and bool(message.tool_calls) and not message.text
         row: dict[str, Any] = {
             "role": "system" if is_renamed else message.role,
             "content": None if is_null else message.text,

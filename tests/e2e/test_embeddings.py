@@ -10,6 +10,9 @@ import pytest
 import tokenizers
 from embedding_models import TEXTS, expected, write_bert, write_qwen3
 
+from quire.config.settings import ModelSettings
+from quire.pipelines.text_encoder import TextEncoder
+
 OPTIONS = ("--device", "cpu", "--threads", "1", "--dtype", "float32")
 
 
@@ -19,7 +22,6 @@ class Model:
     def __init__(self, launch, folder, pooling: str) -> None:
         self.folder, self.pooling = folder, pooling
         self.server = launch("--model", str(folder), "--served-model-name", "tiny", *OPTIONS)
-        self.server.wait_ready()
         self.client = openai.OpenAI(base_url=f"{self.server.url}/v1", api_key="x", max_retries=0)
         self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
 
@@ -37,10 +39,13 @@ class Model:
 
 @pytest.fixture(scope="module")
 def models(launch, tmp_path_factory):
-    return {
+    made = {
         "bert": Model(launch, write_bert(tmp_path_factory.mktemp("bert")), "mean"),
         "qwen3": Model(launch, write_qwen3(tmp_path_factory.mktemp("qwen3")), "last"),
     }
+    for model in made.values():
+        model.server.wait_ready()
+    return made
 
 
 @pytest.fixture(params=["bert", "qwen3"])
@@ -57,6 +62,17 @@ def test_vectors_equal_transformers_in_every_form(model):
     assert np.array_equal(model.embed([model.ids(text) for text in TEXTS]), packed)
     assert np.array_equal(model.embed(TEXTS[1]), packed[1:2])
     assert np.array_equal(model.embed(model.ids(TEXTS[1])), packed[1:2])
+    values = {"model": str(model.folder), "device": "cpu", "threads": 1, "dtype": "float32"}
+    offline = TextEncoder(ModelSettings.model_validate(values))
+    assert np.array_equal(offline.encode(TEXTS), packed)
+
+
+def test_more_texts_than_the_queue_holds(model):
+    texts = [f"{'fox ' * (index % 7)}one" for index in range(400)]
+    alone = {text: model.embed(text)[0] for text in dict.fromkeys(texts)}
+
+    for text, vector in zip(texts, model.embed(texts), strict=True):
+        assert np.array_equal(vector, alone[text])
 
 
 def test_dimensions_usage_and_metrics(model):
@@ -126,8 +142,8 @@ async def test_kill_9_of_the_worker_under_32_requests(model, connect):
 def test_a_model_that_generates_needs_the_task(launch, models, tmp_path):
     folder = write_qwen3(tmp_path, modules=False)
     plain = launch("--model", str(folder), *OPTIONS)
-    plain.wait_ready()
     told = launch("--model", str(folder), "--task", "embeddings", *OPTIONS)
+    plain.wait_ready()
     told.wait_ready()
 
     reply = plain.http.post("/v1/embeddings", json={"input": "fox"})

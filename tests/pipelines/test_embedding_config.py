@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from quire.config.errors import ModelError
-from quire.pipelines.embedding_config import EmbeddingConfig, read_embedding_config
+from quire.pipelines.embedding_config import EmbeddingConfig, finished_vector, read_embedding_config
 
 PREFIX = "sentence_transformers.models."
 
@@ -97,3 +98,20 @@ def test_a_pooling_outside_the_folder_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match="path: expected the name of a folder"):
         read_embedding_config(tmp_path, "cls")
+
+
+def test_a_finished_vector_is_cut_then_made_of_length_1() -> None:
+    raw = np.array([3.0, 4.0, 12.0], "<f4").tobytes()
+
+    assert finished_vector(raw, normalize=False).tolist() == [3.0, 4.0, 12.0]
+    assert finished_vector(raw, normalize=False, dimensions=2).tolist() == [3.0, 4.0]
+    unit = finished_vector(raw, normalize=True, dimensions=2)
+    assert unit.dtype == np.float32
+    assert unit.tolist() == pytest.approx([0.6, 0.8])
+    assert finished_vector(bytes(12), normalize=True).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_what_of_a_text_the_model_reads() -> None:
+    config = EmbeddingConfig("mean", lowers_case=True, default_prompt="Find: ")
+
+    assert config.text("A Fox") == "find: a fox"

@@ -1,13 +1,16 @@
 """`quire plan`'s sums against ones done by hand."""
 
 import pytest
+from parity.families.encoders import make_encoder
 from parity.random_models import make_random_model
 
 from quire.config.errors import ConfigError
 from quire.config.settings import ModelSettings
 from quire.pipelines.architectures.load import load_model_spec
-from quire.pipelines.forecast import DATASHEETS, find_hardware, forecast
+from quire.pipelines.encoder_plan import flops_per_text, num_weights, plan_encoder
+from quire.pipelines.forecast import DATASHEETS, encoder_table, find_hardware, forecast
 from quire.pipelines.hf import resolve_model
+from quire.pipelines.model_task import encoder_of, encoder_spec
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +62,25 @@ def test_layers_with_a_window_read_no_more_than_it(tmp_path):
     for (batch, _), time in seconds.items():
         kv_bytes = batch * window * spec.kv_bytes_per_token("bfloat16")
         assert time == pytest.approx(weights + kv_bytes / h200.bandwidth, rel=1e-6)
+
+
+def test_an_encoders_numbers_are_those_of_its_checkpoint(tmp_path):
+    model = make_encoder("BertModel")
+    model.save_pretrained(tmp_path)
+    spec = encoder_spec(tmp_path, encoder_of(tmp_path))
+    used = [
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if not name.startswith("pooler")
+    ]
+    assert num_weights(spec) == sum(used)
+    settings = ModelSettings(max_batch_input_tokens=100)
+    plan = plan_encoder(spec, settings, "float32", 10**9)
+    weights, activations = plan.rows
+    assert (weights.num_bytes, plan.max_length, plan.step_tokens) == (4 * sum(used), 220, 220)
+    # Two of 64, and queries, keys, values and their answer of 64; scores of 4 heads.
+    assert activations.num_bytes == 4 * (220 * 6 * 64 + 4 * 220 * 220)
+    # Of each of 3 layers: 4 matrices of 64 x 64, 2 of 64 x 96; scores and their sum.
+    matrices = 3 * (4 * 64 * 64 + 2 * 64 * 96)
+    assert flops_per_text(spec, 10) == 10 * 2 * matrices + 3 * 2 * (2 * 10 * 10 * 64)
+    assert "texts/s" in encoder_table(spec, settings, DATASHEETS["h200"], "float32")

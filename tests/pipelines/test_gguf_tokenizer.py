@@ -194,15 +194,35 @@ def test_special_tokens_template_and_padding(tmp_path: Path) -> None:
     assert ids[-1] == tokens.index("<think>")
 
 
-def test_control_tokens_of_phi_3_swallow_white_space(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["Phi-3 mini", "Phi 3.5 Mini Instruct", "phi3"])
+def test_control_tokens_of_phi_3_swallow_white_space(name: str, tmp_path: Path) -> None:
     def add(writer: gguf.GGUFWriter) -> None:
         add_sentencepiece(writer, True)
-        writer.add_name("Phi-3 mini")
+        writer.add_name(name)
 
     tokenizer = load(tmp_path / "a.gguf", add)
 
     assert tokenizer.encode("</s> \n a") == tokenizer.encode("</s>a")
     assert tokenizer.encode("<s> a") != tokenizer.encode("<s>a")
+
+
+def test_a_byte_without_a_token_is_left_out(tmp_path: Path) -> None:
+    """Of SmolLM2, which names an unknown token that its tokenizer.json does not use."""
+
+    def add(writer: gguf.GGUFWriter) -> None:
+        add_byte_level(writer, "smollm")
+        values = writer.kv_data[0]
+        tokens = list(values["tokenizer.ggml.tokens"].value)
+        tokens[tokens.index("ÿ")] = "gone"
+        values["tokenizer.ggml.tokens"].value = tokens
+        merges = values["tokenizer.ggml.merges"].value
+        values["tokenizer.ggml.merges"].value = [pair for pair in merges if "ÿ" not in pair]
+        writer.add_unk_token_id(0)
+
+    tokenizer = load(tmp_path / "a.gguf", add)
+
+    backend = tokenizer._backend.model
+    assert [token.value for token in backend.tokenize("aÿb")] == ["a", "b"]
 
 
 def drop(key: str) -> Callable[[gguf.GGUFWriter], None]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from quire.config.errors import ModelError
 from quire.pipelines.chat_template import ChatTemplate, TextTooLong
+from quire.pipelines.token_decoder import TokenDecoder
 from quire.pipelines.tokenizer import TextTokenizer
 
 FAMILIES = ["byte_level", "llama", "metaspace"]
@@ -204,6 +205,14 @@ def test_unknown_decoder_is_refused(folder: Path) -> None:
     }
     with pytest.raises(ModelError, match="found CTC"):
         TextTokenizer(json.dumps(data).encode())
+
+
+def test_wordpiece_writes_a_space_before_each_word() -> None:
+    decoder = TokenDecoder({"type": "WordPiece", "prefix": "##", "cleanup": True})
+
+    text = b"".join(map(decoder.decode, ["the", "river", "##s", "went"]))
+    assert text == b" the rivers went"
+    assert decoder.strip_first(decoder.decode("the")) == b"the"
 
 
 @pytest.mark.parametrize("form", ["string", "list", "file"])

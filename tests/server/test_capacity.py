@@ -152,3 +152,12 @@ def test_refusals_are_counted_by_reason(clock: Clock, value_of: Callable[..., fl
 
     for reason in ("max_num_queued_reqs", "max_concurrency_per_key"):
         assert value_of(metrics, "vllm:admission_rejections_total", reason=reason) == 1
+
+
+def test_room_is_what_check_would_let_pass(clock: Clock) -> None:
+    capacity = make(clock, total=4, per_caller=2)
+    capacity.add(1, ANN)
+
+    assert [capacity.has_room(count, ANN) for count in (1, 2)] == [True, False]
+    assert [capacity.has_room(count, BOB) for count in (2, 3)] == [True, False]
+    assert [capacity.has_room(count, None) for count in (3, 4)] == [True, False]

@@ -321,3 +321,58 @@ async def test_the_latest_of_two_requests_with_one_id_is_found(client):
 
     assert client.timelines.find("same")["choices"][0]["state"] == "queued"
     assert len(client.timelines.list()) == 2
+
+
+def pooled_frame(request_id: int, vector: bytes | None, status=Status.MAXIMUM_LENGTH):
+    embeddings = {} if vector is None else {0: vector}
+    plain = frame((request_id, 0, -1, status))
+    return msgspec.structs.replace(plain, embeddings=embeddings)
+
+
+def pooling_context(client: EngineClient) -> TextContext:
+    return TextContext(
+        client.new_request_id(),
+        np.array([5, 6], np.int32),
+        SamplingParams(),
+        max_length=128,
+        pooling="mean",
+    )
+
+
+async def test_a_vector_ends_its_stream_and_is_no_token(client, value_of):
+    (stream,) = client.submit([pooling_context(client)], Origin())
+    reader = asyncio.create_task(read(stream))
+
+    client.receive(pooled_frame(1, b"\0\0\0\0"))
+
+    assert await reader == []
+    assert stream.embedding == b"\0\0\0\0"
+    assert client.num_live == 0
+    assert value_of(client._metrics, "vllm:prompt_tokens_total") == 2
+    assert value_of(client._metrics, "vllm:generation_tokens_total") == 0
+    assert value_of(client._metrics, "vllm:request_success_total", finished_reason="length") == 1
+
+
+async def test_a_text_without_its_vector_goes_to_the_next_worker_with_its_pooling(client, sent):
+    client.submit([pooling_context(client)], Origin())
+    client.detach()
+    client.attach(ready(2), sent.append)
+
+    assert [wire.pooling for wire in sent[-1].contexts] == ["mean"]
+    assert TextContext.from_wire(sent[-1].contexts[0]).pooling == "mean"
+
+
+@pytest.mark.parametrize("vector", [None, b""])
+async def test_a_pooled_row_without_a_vector_is_a_protocol_error(client, vector):
+    client.submit([pooling_context(client)], Origin())
+
+    with pytest.raises(ProtocolError, match="ended without its embedding"):
+        client.receive(pooled_frame(1, vector))
+
+
+async def test_room_is_told_without_a_refusal(client, value_of):
+    client.submit([context(client) for _ in range(3)], Origin())
+
+    assert client.has_room(1, None) and not client.has_room(2, None)
+    rejections = "vllm:admission_rejections_total"
+    assert value_of(client._metrics, rejections, reason="max_num_queued_reqs") == 0

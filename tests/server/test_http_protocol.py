@@ -44,10 +44,24 @@ async def _echo(request: Request) -> Response:
     return Response(await request.body())
 
 
+async def _wait(request: Request) -> Response:
+    request.app.state.waiting += 1
+    while not await request.is_disconnected():
+        await asyncio.sleep(0.01)
+    request.app.state.waiting -= 1
+    return Response()
+
+
+async def _slow() -> Response:
+    await asyncio.sleep(0.3)
+    return Response(b"slow")
+
+
 @pytest.fixture(scope="module")
 def daemon(make_daemon: Callable[..., Any]) -> Any:
     daemon = make_daemon(max_request_bytes=4096)
-    for endpoint in (_endless, _huge, _flood):
+    daemon.app.state.waiting = 0
+    for endpoint in (_endless, _huge, _flood, _wait, _slow):
         path = endpoint.__name__.replace("_", "/")
         daemon.app.add_api_route(path, endpoint, methods=["GET"], response_model=None)
     daemon.app.add_api_route("/echo", _echo, methods=["POST"], response_model=None)
@@ -165,6 +179,55 @@ def test_pipelined_requests_are_answered_in_order(server: Any, drain: Callable[.
     assert [part.split(b" ", 1)[0] for part in received.split(b"HTTP/1.1 ")[1:]] == [
         b"200", b"404", b"200",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("behind", [0, 1, 3])
+def test_a_client_that_left_is_noticed_with_requests_behind_the_first(
+    daemon: Any, server: Any, behind: int
+) -> None:
+    with server.connect() as raw:
+        raw.sendall(_get(b"/wait"))
+        _until(lambda: daemon.app.state.waiting == 1)
+        raw.sendall(_get(b"/wait") * behind)
+        time.sleep(0.05)
+    _until(lambda: daemon.app.state.waiting == 0)
+
+
+def test_requests_behind_one_whose_client_left_are_not_served(daemon: Any, server: Any) -> None:
+    with server.connect() as raw:
+        raw.sendall(_get(b"/wait") * 3)
+        _until(lambda: daemon.app.state.waiting == 1)
+    _until(lambda: daemon.app.state.waiting == 0)
+
+
+@pytest.mark.parametrize("rest", [b"garbage\r\n\r\n", b"GET http:///a HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize("between", [b"", _get(b"/livez")], ids=["second", "third"])
+def test_what_is_not_http_behind_a_request_is_not_answered_in_its_place(
+    server: Any, drain: Callable[..., bytes], between: bytes, rest: bytes
+) -> None:
+    with server.connect() as raw:
+        raw.sendall(_get(b"/slow") + between + rest)
+        assert drain(raw) == b""
+
+
+def test_a_request_that_is_begun_behind_another_does_not_end_it(
+    server: Any, drain: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Protocol, "deadlines", Deadlines(header=0.1))
+    with server.connect() as raw:
+        raw.sendall(_get(b"/slow"))
+        time.sleep(0.05)
+        raw.sendall(b"GET /livez HTT")
+        received = drain(raw)
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert b"slowHTTP/1.1 408 " in received
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 2.0
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.01)
 
 
 def test_a_slow_stream_is_not_cut_by_the_receipt_deadlines(

@@ -62,7 +62,8 @@ class Hub:
 
     def send_file(self, handler: BaseHTTPRequestHandler, name: str) -> None:
         if name not in self.files:
-            return self.send(handler, 404, b"{}", {"X-Error-Code": "EntryNotFound"})
+            self.send(handler, 404, b"{}", {"X-Error-Code": "EntryNotFound"})
+            return
         data = self.files[name]
         headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
         first = 0

@@ -36,11 +36,20 @@ def _split(pattern: str) -> list[pre_tokenizers.PreTokenizer]:
     return [pre_tokenizers.Split(Regex(pattern), behavior="isolated"), byte_level]
 
 
-# As the tokenizer.json of GPT-2, Llama 3, Qwen2.5 and SmolLM2 have them.
+_LETTERS = r"[^\r\n\p{L}\p{N}]?"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = (
+    rf"{_LETTERS}{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|{_LETTERS}{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
+)
+
+# As the tokenizer.json of GPT-2, Llama 3, Qwen2.5, SmolLM2 and Phi-4-mini have them.
 PRE_TOKENIZERS: Mapping[str, Sequence[pre_tokenizers.PreTokenizer]] = {
     "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
     "llama-bpe": _split(rf"{_CONTRACTIONS}{_WORD}|\p{{N}}{{1,3}}{_REST}"),
     "qwen2": _split(rf"{_CONTRACTIONS}{_WORD}|\p{{N}}{_REST}"),
+    "gpt-4o": _split(
+        rf"{_CASED}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
     "smollm": [
         pre_tokenizers.Digits(individual_digits=True),
         pre_tokenizers.ByteLevel(add_prefix_space=False),

@@ -107,7 +107,10 @@ class Dialect:
             hidden = frozenset(map(self.shown, self.specials))
             family = _FAMILIES[self.tools.family]
             parsers.append(family(self.tools.rewritten(self.shown), names, hidden))
-        return ReplyParser(parsers, shows_reasoning=shows_reasoning) if parsers else None
+        if not parsers:
+            return None
+        has_marks = bool(self.specials)
+        return ReplyParser(parsers, shows_reasoning=shows_reasoning, has_marks=has_marks)
 
 
 _FAMILIES: Mapping[str, type[JsonCalls] | type[NamedCalls] | type[PythonicCalls]] = {

@@ -158,6 +158,7 @@ FORMATS: tuple[ToolFormat, ...] = (
         name="pythonic",
         family="pythonic",
         seen=(("<|python_start|>",), ("[func_name1(",)),
+        unseen=('"parameters": dictionary',),
         openings=("<|python_start|>",),
         closings=("<|python_end|>",),
         is_bare=True,
@@ -168,7 +169,11 @@ FORMATS: tuple[ToolFormat, ...] = (
     ToolFormat(
         name="llama3_json",
         family="json",
-        seen=(("<|python_tag|>",), ("<|start_header_id|>", '"parameters": ')),
+        seen=(
+            ("<|python_tag|>",),
+            ("<|start_header_id|>", '"parameters": '),
+            ("<|header_start|>", '"parameters": '),
+        ),
         openings=("<|python_tag|>",),
         is_bare=True,
         call='{"name": "NAME", "parameters": ARGUMENTS}',

@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from quire.config.limits import LIMITS
+from quire.server.openai.body import is_deeper
 from quire.server.openai.tools.dialect import Dialect
 from quire.server.openai.tools.request import FunctionTool, MessageToolCall
 
@@ -56,10 +58,10 @@ class History:
             value = json.loads(given) if given.strip() else {}
         except (ValueError, RecursionError):
             value = None
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or is_deeper(value, LIMITS.json_depth):
             self.warnings.append(f"{path}.function.arguments is no JSON object")
             return given
-        return given if self._dialect.wants_json_text and given.strip() else value
+        return given if self._dialect.wants_json_text and given.strip() else _encodable(value)
 
     def _id(self, given: str) -> str:
         format_ = self._dialect.tools
@@ -67,6 +69,17 @@ class History:
         if format_ is None or not format_.wants_short_ids or is_short:
             return given
         return hashlib.sha256(given.encode()).hexdigest()[:_SHORT_ID]
+
+
+def _encodable(value: Any) -> Any:
+    """`value` with U+FFFD for halves of surrogate pairs, which a JSON text may spell and a prompt
+    cannot hold."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    return value
 
 
 def with_tools_in_system(

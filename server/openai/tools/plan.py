@@ -1,7 +1,7 @@
 """`ReplyPlan`: what a chat request and the model's dialect make of the reply."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,15 +142,47 @@ def _schema(function: Function, *, is_pythonic: bool) -> Mapping[str, Any]:
     if "type" not in given and not {"$ref", "anyOf", "oneOf", "allOf"} & given.keys():
         given = {**given, "type": "object"}
     schema = enforceable(given)
-    if schema.get("type", "object") != "object":
+    if not _is_object(given, given, set()):
         raise NotEnforceable("'type' at $ must be 'object'")
     if is_pythonic:
         if "type" not in schema:
             raise NotEnforceable("'type' at $ is needed for keyword arguments")
+        for reference in _references(given):
+            if not reference.startswith(("#/$defs/", "#/definitions/")):
+                raise NotEnforceable(f"'$ref' {reference!r:.80} is not to $defs")
         for name in schema.get("properties", {}):
             if not _IDENTIFIER.fullmatch(name):
                 raise NotEnforceable(f"{name!r:.80} at $.properties is no name of an argument")
     return schema
+
+
+def _is_object(schema: Any, root: Mapping[str, Any], seen: set[str]) -> bool:
+    """Whether nothing but objects fits `schema`; `seen` are references on the way to it."""
+    if not isinstance(schema, dict):
+        return False
+    for name in ("anyOf", "oneOf", "allOf"):
+        if name in schema:
+            return all(_is_object(branch, root, set(seen)) for branch in schema[name])
+    if "$ref" in schema:
+        reference = schema["$ref"]
+        if reference in seen:
+            return False
+        found: Any = root
+        for part in filter(None, reference[1:].split("/")):
+            found = found[part.replace("~1", "/").replace("~0", "~")]
+        return _is_object(found, root, seen | {reference})
+    return schema.get("type") == "object" or "enum" in schema or "const" in schema
+
+
+def _references(schema: Any) -> Iterator[str]:
+    if isinstance(schema, dict):
+        if isinstance(schema.get("$ref"), str):
+            yield schema["$ref"]
+        for value in schema.values():
+            yield from _references(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from _references(value)
 
 
 def _invalid(param: str, message: str) -> InvalidRequest:

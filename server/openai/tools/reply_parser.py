@@ -10,12 +10,20 @@ from quire.server.openai.tools.events import Event, joined
 class ReplyParser:
     """Runs a reply through `parsers`: each reads the content that the one before it found.
 
-    White space around calls and after reasoning is dropped.
+    White space around calls and after reasoning is dropped. `has_marks`: control tokens in the text
+    have a CONTROL_MARK, which nobody is to see.
     """
 
-    def __init__(self, parsers: Iterable[CharacterParser], *, shows_reasoning: bool = True) -> None:
+    def __init__(
+        self,
+        parsers: Iterable[CharacterParser],
+        *,
+        shows_reasoning: bool = True,
+        has_marks: bool = False,
+    ) -> None:
         self._parsers = tuple(parsers)
         self._shows_reasoning = shows_reasoning
+        self._has_marks = has_marks
         self._spaces = ""
         self._reasoning_spaces = ""
         self._has_content = False
@@ -51,7 +59,7 @@ class ReplyParser:
 
     def _seen(self, events: list[Event]) -> Iterator[Event]:
         for kind, given in events:
-            text = given.replace(CONTROL_MARK, "")
+            text = given.replace(CONTROL_MARK, "") if self._has_marks else given
             if kind == "reasoning":
                 if self._shows_reasoning:
                     text = self._reasoning_spaces + text

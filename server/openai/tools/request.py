@@ -93,7 +93,10 @@ class CalledFunction(RequestModel):
     """`arguments`: JSON in a string, as the reply had it; an object is taken as well."""
 
     name: str
-    arguments: str | dict[str, Any] = "{}"
+    arguments: Annotated[
+        Annotated[str, Tag("<text>")] | Annotated[dict[str, Any], Tag("<object>")],
+        Discriminator(lambda value: "<object>" if isinstance(value, dict) else "<text>"),
+    ] = "{}"
 
 
 class MessageToolCall(RequestModel):

@@ -280,9 +280,16 @@ def test_a_module_that_is_not_there_is_one_line(entry: str, message: str) -> Non
         registered_architectures([entry])
 
 
-def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
+def test_a_name_that_is_taken_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="a module json is loaded already; rename the file"):
         registered_architectures([write(tmp_path, example(), "json")])
+    for name in ("colorsys", "sentence_splitter"):
+        (tmp_path / "installed").mkdir(exist_ok=True)
+        (tmp_path / "installed" / "sentence_splitter.py").touch()
+        monkeypatch.syspath_prepend(str(tmp_path / "installed"))
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        with pytest.raises(ConfigError, match=f"a module {name} is installed already; rename"):
+            registered_architectures([write(tmp_path, example(), name)])
     entries = [write(tmp_path, example()), write(tmp_path, example(), "other")]
     with pytest.raises(ConfigError, match=":other: another row has the name TernForCausalLM"):
         registered_architectures(entries)

@@ -16,6 +16,7 @@ from quire.pipelines.architectures.gguf_config import _ROWS
 from quire.pipelines.architectures.load import config_bytes, load_model_spec
 from quire.pipelines.architectures.registry import ARCHITECTURES as REGISTRY
 from quire.pipelines.architectures.sampling_defaults import load_sampling_defaults
+from quire.pipelines.tokenizer import TextTokenizer
 from quire.pipelines.weights.gguf_names import GGUF_NAMES
 
 Edit = Callable[[gguf.GGUFWriter], None]
@@ -97,6 +98,35 @@ def test_ends_are_the_named_ids_and_the_known_control_tokens(tmp_path: Path) -> 
 
     ids = byte_level("smollm").get_vocab(with_added_tokens=True)
     assert spec.eos_token_ids == (ids["<|im_end|>"], 7, ids["<|end_of_text|>"])
+
+
+@pytest.mark.parametrize("kind", [1, 3, 4])
+def test_the_end_of_a_turn_ends_it_whatever_type_it_has(kind: int, tmp_path: Path) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        add_byte_level(writer, "smollm")
+        values = writer.kv_data[0]
+        tokens = values["tokenizer.ggml.tokens"].value
+        values["tokenizer.ggml.eos_token_id"].value = 7
+        values["tokenizer.ggml.token_type"].value[tokens.index("<|im_end|>")] = kind
+        values["tokenizer.ggml.tokens"].value = ["</s>", *tokens[1:]]
+
+    path = save(tmp_path / "a.gguf", edit, vocab_size=406)
+
+    ids = byte_level("smollm").get_vocab(with_added_tokens=True)
+    assert sorted(load_model_spec(path).eos_token_ids) == sorted(
+        [7, ids["<|im_end|>"], ids["<|end_of_text|>"]]
+    )
+    tokenizer = TextTokenizer.from_folder(path)
+    assert tokenizer.encode("a<|im_end|>", False)[-1] == ids["<|im_end|>"]
+    assert ids["<|im_end|>"] in tokenizer.special_token_ids
+
+
+def test_keys_of_a_vision_tower_say_nothing_of_the_text(tmp_path: Path) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        writer.add_uint32("llama.vision.block_count", 27)
+        writer.add_uint32("llama.mm.tokens_per_image", 256)
+
+    assert load_model_spec(save(tmp_path / "a.gguf", edit)).num_layers == 1
 
 
 def add(kind: str, key: str, value: object) -> Edit:

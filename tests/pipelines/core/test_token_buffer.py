@@ -137,3 +137,14 @@ def test_the_buffer_does_not_alias_its_input() -> None:
     buffer = TokenBuffer(prompt)
     prompt[0] = 7
     assert buffer.all.tolist() == [1, 2, 3]
+
+
+def test_a_history_that_nothing_follows_is_written_to_its_end() -> None:
+    buffer = TokenBuffer(np.arange(5, dtype=np.int32))
+    buffer.chunk(3)
+    with pytest.raises(ValueError, match="2 tokens are still pending"):
+        buffer.advance_last()
+    buffer.advance_chunk()
+    buffer.advance_last()
+
+    assert (buffer.processed_length, buffer.active_length, len(buffer)) == (5, 0, 5)

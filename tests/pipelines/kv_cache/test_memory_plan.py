@@ -284,3 +284,16 @@ def test_a_model_of_windows_alone_needs_no_more_than_a_window_and_a_step(tmp_pat
 
     assert pages_of(default) == {64: 2 * 4 * 7}
     assert (tight.max_length, tight.concurrency) == (1024, 1.0)
+
+
+def test_pages_that_attention_chunks_do_not_begin_with_are_refused_before_loading(
+    tmp_path: Path,
+) -> None:
+    moe = {"num_local_experts": 4, "num_experts_per_tok": 1, "head_dim": 16}
+    llama4 = {"architectures": ["Llama4ForCausalLM"], "attention_chunk_size": 96, **moe}
+    spec = make_spec(tmp_path, **llama4, intermediate_size_mlp=96)
+
+    assert {group.window for group in plan(spec, GIB, page_size=32).groups} == {96}
+    message = "page_size: expected a divisor of the model's attention_chunk_size 96, found 64"
+    with pytest.raises(ConfigError, match=message):
+        plan(spec, GIB, page_size=64)

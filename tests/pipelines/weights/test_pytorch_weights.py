@@ -1,6 +1,7 @@
 """Pickled weights: converted in a process of their own, which runs nothing of what they say."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from quire.config.errors import ModelError
 from quire.pipelines.architectures.load import load_model_spec
 from quire.pipelines.hf import resolve_model
 from quire.pipelines.llm import LLM
+from quire.pipelines.weights import pytorch_weights
 from quire.pipelines.weights.checkpoint import load_weights, match_weights
 from quire.pipelines.weights.pytorch_weights import PytorchWeights
 from quire.pipelines.weights.weights import Weights
@@ -332,14 +334,54 @@ def test_the_converter_sees_no_secrets_and_no_proxy(monkeypatch: pytest.MonkeyPa
     assert "x" not in kept.values()
 
 
-def test_what_killed_processes_left_is_removed(folder: Path, cache: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    left = cache / f".{process.pid}-abc"
-    left.mkdir(parents=True)
-    (left / "model.safetensors").touch()
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from quire.pipelines.weights.pytorch_weights import _work_folder
+with _work_folder(Path(sys.argv[1])) as work:
+    (work / "model.safetensors").touch()
+    print(work, flush=True)
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_killed_processes_left_is_removed_and_no_more(cache: Path) -> None:
+    """Whatever number they had: in a container the next process has the same."""
+    cache.mkdir(parents=True, mode=0o700)
+    earlier = cache / f".{os.getpid()}-abc"
+    earlier.mkdir()
+    command = [sys.executable, "-P", "-c", KILLED, str(cache)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        left = Path(other.stdout.readline().strip())
+        with pytorch_weights._work_folder(cache) as work:
+            assert work.is_dir() and (left / "model.safetensors").is_file()
+        other.communicate()
+
+    assert left.is_dir() and not work.exists() and not earlier.exists()
+    with pytorch_weights._work_folder(cache):
+        assert not left.exists()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770])
+def test_a_cache_that_others_can_write_to_is_refused(folder: Path, cache: Path, mode: int) -> None:
+    """Anyone could put weights under a digest that is easy to compute."""
     torch.save({"a": torch.ones(2)}, folder / SINGLE)
+    cache.mkdir(parents=True)
+    cache.chmod(mode)
 
-    convert(folder)
+    with pytest.raises(ModelError, match=f"no other can write to, found .* with mode {mode:04o}"):
+        convert(folder)
 
-    assert not left.exists()
+
+def test_output_that_the_converter_never_writes_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"a": torch.ones(2)}, folder / SINGLE)
+    monkeypatch.setattr(pytorch_weights.sys, "executable", "/bin/echo")
+
+    with pytest.raises(ModelError, match="the converter said what it never says"):
+        convert(folder)

@@ -1,13 +1,19 @@
 """Damaged safetensors files: each is refused in one line, or is what the library reads too."""
 
+import errno
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from quire.config.errors import ModelError
+from quire.pipelines.architectures.config_file import ConfigFile
+from quire.pipelines.weights.file_reader import read_bytes
+from quire.pipelines.weights.gguf_header import read_gguf_header
 from quire.pipelines.weights.safetensors_header import read_header
 
 FUZZER = Path(__file__).parents[2] / "shared" / "fuzz" / "safetensors_files.py"
@@ -80,3 +86,74 @@ def test_blanks_after_the_header_are_padding(tmp_path: Path) -> None:
     path = write(tmp_path / "model.safetensors", b'{"a":' + ENTRY + b"}   ", b"xx")
 
     assert read_header(path)["a"].shape == (2,)
+
+
+def many(count: int, entry: str) -> bytes:
+    return ("{" + ",".join(f'"{max(index, 1)}":{entry}' for index in range(count)) + "}").encode()
+
+
+HUGE: dict[str, bytes] = {
+    "dimensions": b'{"a":{"dtype":"U8","shape":[' + b"9," * 400_000 + b'1],"data_offsets":[0,0]}}',
+    "digits": b'{"a":{"dtype":"U8","shape":['
+    + b"9" * 4000
+    + b",9" * 60
+    + b'],"data_offsets":[0,0]}}',
+    "names": many(60_000, '{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_a_header_that_is_long_to_compute_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    start = time.monotonic()
+
+    with pytest.raises(ModelError):
+        read_header(write(tmp_path / "a.safetensors", HUGE[name], b""))
+
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("name", ["a\\n\\u001b[31mb", "\\ud800", "x" * 10_000])
+@pytest.mark.parametrize("shape", ["[2]", "[-1]"])
+def test_names_that_cannot_be_printed_stay_one_line(name: str, shape: str, tmp_path: Path) -> None:
+    header = f'{{"{name}":{{"dtype":"U8","shape":{shape},"data_offsets":[0,2]}}}}'
+
+    with pytest.raises(ModelError) as caught:
+        read_header(write(tmp_path / "a.safetensors", header.encode(), b"xxx"))
+
+    text = str(caught.value)
+    assert text.isprintable() and len(text) < 800
+
+
+def test_scalars_and_empty_tensors_are_read(tmp_path: Path) -> None:
+    header = (
+        b'{"none":{"dtype":"F32","shape":[0,3],"data_offsets":[4,4]},'
+        b'"one":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}'
+    )
+
+    found = read_header(write(tmp_path / "a.safetensors", header, b"abcd"))
+
+    assert {name: entry.num_bytes for name, entry in found.items()} == {"one": 4, "none": 0}
+
+
+@pytest.mark.parametrize("read", [read_header, read_gguf_header, ConfigFile.read])
+def test_a_file_that_may_not_be_read_is_one_line(
+    read: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    path = write(tmp_path / "a", b"{}", b"")
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+
+    with pytest.raises(ModelError, match="a: cannot be read: Permission denied$"):
+        read(path)
+
+
+def test_a_file_that_goes_after_it_was_checked_is_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors", b'{"a":' + ENTRY + b"}", b"xx")
+    entry = read_header(path)["a"]
+    path.unlink()
+
+    with pytest.raises(ModelError, match=r"a.safetensors: cannot be read: No such file"):
+        read_bytes(entry)

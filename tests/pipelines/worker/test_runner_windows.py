@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from parity.families.gpt_oss import YARN
+from parity.moe_models import spread_mixture
+from parity.random_models import SIZES, make_random_model, randomize
 
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.messages import EngineStats
@@ -22,6 +26,7 @@ from quire.pipelines.worker.load import LoadedModel
 
 PAGE_SIZE = 16
 CHUNK = 32
+MIXTURE = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 2}
 MODELS = [
     # The first layer keeps all tokens, the others a window.
     pytest.param(
@@ -35,6 +40,20 @@ MODELS = [
         (("Mistral", {"sliding_window": 40}), (PageGroup(8, window=40),)),
         id="window",
     ),
+    pytest.param(
+        (
+            ("GptOss", {**MIXTURE, "sliding_window": 20, "rope_parameters": YARN}),
+            (PageGroup(16), PageGroup(10, window=20)),
+        ),
+        id="sinks",
+    ),
+    pytest.param(
+        (
+            ("Llama4", {**MIXTURE, "attention_chunk_size": 32, "no_rope_layers": [1, 0]}),
+            (PageGroup(16), PageGroup(10, window=32)),
+        ),
+        id="chunks",
+    ),
 ]
 
 
@@ -46,10 +65,17 @@ class Windowed:
     few: tuple[PageGroup, ...]
 
 
+def make_model(family: str, fields: dict[str, Any]) -> transformers.PreTrainedModel:
+    if family == "Llama4":
+        config = transformers.Llama4TextConfig(**{**SIZES, **fields})
+        return spread_mixture(randomize("Llama4ForCausalLM", config))
+    return spread_mixture(make_random_model(family, **fields))
+
+
 @pytest.fixture(params=MODELS)
-def windowed(request: pytest.FixtureRequest, random_model: Any, load: Any) -> Windowed:
+def windowed(request: pytest.FixtureRequest, load: Any) -> Windowed:
     (family, fields), few = request.param
-    model = random_model(family, max_position_embeddings=400, **fields)
+    model = make_model(family, {**fields, "max_position_embeddings": 400})
     return Windowed(lambda **settings: load(model, **settings), few)
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -239,3 +240,15 @@ def test_a_full_queue_is_a_429(live: Any, http: httpx2.Client) -> None:
 
     assert reply.status_code == 429
     assert int(reply.headers["retry-after"]) >= 1
+
+
+def test_a_client_that_leaves_frees_its_contexts(live: Any, http: httpx2.Client) -> None:
+    live.engine.delay = 30.0
+    with pytest.raises(httpx2.ReadTimeout):
+        http.post("/v1/embeddings", json={"input": ["a", "b"]}, timeout=0.3)
+
+    deadline = time.monotonic() + 5
+    while live.engine.num_live:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert len(live.engine.streams) == 2

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from quire.config.errors import ModelError
+from quire.config.errors import ConfigError, ModelError
 from quire.pipelines.tokenizer import TextTokenizer
 from quire.server.errors import ModelNotFound
 from quire.server.openai.served import ServedModel
@@ -62,3 +62,30 @@ def test_resolves_names(folder: Path) -> None:
     assert (served.resolve(None), served.resolve("b")) == ("a", "b")
     with pytest.raises(ModelNotFound, match="'c' does not exist; this server serves 'a', 'b'"):
         served.resolve("c")
+
+
+BERT = {**CONFIG, "architectures": ["BertModel"], "intermediate_size": 32, "hidden_act": "gelu"}
+
+
+def test_a_decoder_makes_embeddings_when_its_folder_or_the_task_says_so(folder: Path) -> None:
+    assert ServedModel.from_folder(folder, ["a"]).embedding is None
+    told = ServedModel.from_folder(folder, ["a"], task="embeddings").embedding
+    assert told is not None and (told.pooling, told.normalize) == ("last", True)
+
+    (folder / "modules.json").write_text("[]")
+
+    found = ServedModel.from_folder(folder, ["a"])
+    assert found.embedding is not None
+    assert (found.hidden_size, found.is_encoder, found.embedding.normalize) == (16, False, False)
+    assert ServedModel.from_folder(folder, ["a"], task="generate").embedding is None
+
+
+def test_an_encoder_makes_embeddings_alone(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps(BERT))
+
+    served = ServedModel.from_folder(folder, ["a"])
+
+    assert served.embedding is not None and served.embedding.pooling == "cls"
+    assert (served.vocab_size, served.hidden_size, served.is_encoder) == (512, 16, True)
+    with pytest.raises(ConfigError, match="task: generate: BertModel makes embeddings"):
+        ServedModel.from_folder(folder, ["a"], task="generate")

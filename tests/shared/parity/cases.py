@@ -31,7 +31,8 @@ def save_in_shards(model: transformers.PreTrainedModel, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Errors:
-    """Greatest differences (bfloat16: root mean squares) of logits from the reference's, by the way the history was run (None: not one of the model's).
+    """Greatest differences (bfloat16: root mean squares) of logits from the reference's, by the way
+    the history was run (None: not one of the model's).
 
     `bound` is what they may be at most, `scale` the greatest logit.
     """
@@ -81,7 +82,7 @@ class ParityCase:
         measure = difference
         if self.encoding == "bfloat16":
             measure = root_mean_square
-            path = self.write(to_bfloat16(model), folder)
+            path = self.write(rounded_to(model, torch.bfloat16), folder)
             rounded = reference_logits(model, history)
             expected = reference_logits(model.float(), history)
             bound = self.bfloat16_factor * measure(rounded, expected)
@@ -113,10 +114,12 @@ def reference_logits(model: transformers.PreTrainedModel, history: list[int]) ->
     return logits
 
 
-def to_bfloat16(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+def rounded_to(
+    model: transformers.PreTrainedModel, dtype: torch.dtype
+) -> transformers.PreTrainedModel:
     """With rotary frequencies as they were: `from_pretrained` does not round those either."""
     exact = {name: buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")}
-    model.to(torch.bfloat16)
+    model.to(dtype)
     for name, buffer in exact.items():
         owner, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(owner), attribute, buffer)
