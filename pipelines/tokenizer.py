@@ -281,7 +281,8 @@ def _token_text(value: Any) -> str:
 
 
 def _read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja, else the config's: a string, or a list with one named default."""
+    """chat_template.jinja, else the config's: a string, or a list with one named default, and maybe
+    one named tool_use for conversations with tools."""
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")
@@ -289,6 +290,13 @@ def _read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     if isinstance(value, list):
         named = {row.get("name"): row.get("template") for row in value if isinstance(row, dict)}
         value = named.get("default")
+        for_tools = named.get("tool_use")
+        if isinstance(value, str) and isinstance(for_tools, str):
+            # A `+` keeps the white space around the tag.
+            value = (
+                f"{{% if tools is not none +%}}{for_tools.removesuffix(chr(10))}"
+                f"{{%+ else +%}}{value.removesuffix(chr(10))}{{%+ endif %}}"
+            )
     if value is None or isinstance(value, str):
         return value
     raise ModelError(

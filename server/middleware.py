@@ -37,6 +37,9 @@ CLIENT_CLOSED_REQUEST = 499
 READER_STALLED = "quire.reader_stalled"
 """The key that `http_protocol` sets in the scope of a request whose client did not read."""
 
+MAX_ERROR_CHARS = 2048
+"""Of an error's message and of its param: they may quote what the client sent, of any length."""
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]+")
 _TIMEOUT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
@@ -47,8 +50,12 @@ logger = logging.getLogger(__name__)
 
 def error_response(error: ApiError) -> Response:
     """`error` as OpenAI's nested body. ASCII only: a lone surrogate in a message is no 500."""
+    body = {
+        name: f"{value[:MAX_ERROR_CHARS]}..." if value and len(value) > MAX_ERROR_CHARS else value
+        for name, value in error.body["error"].items()
+    }
     return Response(
-        json.dumps(error.body).encode("ascii"),
+        json.dumps({"error": body}).encode("ascii"),
         status_code=error.status,
         headers=dict(error.headers),
         media_type="application/json",

@@ -34,8 +34,7 @@ def load_pretrained(
             output_loading_info=True,
             **options,
         )
-    except Exception as error:
-        # Whatever the code of hundreds of models raises for what is in a file.
+    except library_errors() as error:
         raise ModelError(f"{folder}: transformers cannot load it: {in_one_line(error)}") from error
     missing = sorted(name for name in found["missing_keys"] if unused not in name.split("."))
     if missing:
@@ -51,6 +50,16 @@ def load_pretrained(
             unexpected[0],
         )
     return model
+
+
+def library_errors() -> tuple[type[Exception], ...]:
+    """What the code of hundreds of models raises for what is in a file or asked of it."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    builtin = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError)
+    others = (MemoryError, OSError, RuntimeError, TypeError, ValueError)
+    return (*builtin, *others, SafetensorError, StrictDataclassError)
 
 
 def in_one_line(error: BaseException) -> str:

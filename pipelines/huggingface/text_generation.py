@@ -14,7 +14,7 @@ from quire.kernels.ragged_batch import RaggedBatch
 from quire.pipelines.architectures.common import MAX_HEAD_DIM
 from quire.pipelines.architectures.parts import KVLayerSpec
 from quire.pipelines.huggingface.paged_attention import PagedAttention, Step, register
-from quire.pipelines.huggingface.pretrained import in_one_line, load_pretrained
+from quire.pipelines.huggingface.pretrained import in_one_line, library_errors, load_pretrained
 from quire.pipelines.kv_cache.storage import LayerCache
 
 PROBE_TOKENS = 24
@@ -62,7 +62,7 @@ class HFTextGenerationPipeline:
         """The logits [tokens, V] of the probe."""
         try:
             logits: torch.Tensor = self._model(input_ids=self.probe[None], use_cache=False).logits
-        except Exception as error:
+        except library_errors() as error:
             name = type(self._model).__name__
             reason = in_one_line(error)
             raise ModelError(f"{folder}: {name} does not run with {what}: {reason}") from error

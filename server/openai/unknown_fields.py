@@ -47,7 +47,7 @@ def check_unknown(request: RequestModel, *, strict: bool) -> None:
             continue
         name = path.rpartition(".")[2][:MAX_SHOWN_CHARACTERS]
         if name in _CARRIERS:
-            raise UnsupportedParameter(path, "its fields belong at the top level")
+            raise UnsupportedParameter(shown_name(path), "its fields belong at the top level")
         if (known := _meant(name)) is not None:
             raise UnsupportedParameter(shown_name(path), f"did you mean '{known}'?")
         if _CONSTRAINT.search(name):

@@ -231,6 +231,30 @@ def test_template_is_found_in_every_place(folder: Path, tmp_path: Path, form: st
     assert text.startswith("<|im_start|>user\nHello")
 
 
+@pytest.mark.parametrize("tools", [None, [{"type": "function", "function": {"name": "f"}}]])
+def test_a_template_for_tools_is_taken_where_there_are_some(
+    folder: Path, tmp_path: Path, tools: list[dict[str, Any]] | None
+) -> None:
+    """As Hermes 3 and Command R have one."""
+    both = {
+        "tool_use": "  \n{%- macro m(x) %}<{{ x }}>{% endmacro %}\n{{ m(tools | length) }}\n"
+        + CHATML,
+        "default": "\n  " + CHATML + "  \n",
+    }
+    shutil.copy(folder / "tokenizer.json", tmp_path)
+    rows = [{"name": name, "template": template} for name, template in both.items()]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": rows}))
+    oracle = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    oracle.chat_template = both
+
+    template = TextTokenizer.from_folder(tmp_path).chat_template
+
+    assert template is not None and template.takes_tools
+    expected = oracle.apply_chat_template(CONVERSATIONS[0], tools=tools, tokenize=False)
+    shown = template.render(CONVERSATIONS[0], tools=tools, add_generation_prompt=False)
+    assert shown == expected
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
 def test_templates_render_as_in_transformers(

@@ -126,13 +126,15 @@ class JsonCalls(CharacterParser):
             return (yield from self._object(found)) == "call"
         if key in _ARGUMENTS and found.name and first == "{":
             return (yield from self._arguments(found))
+        if key not in (*_ARGUMENTS, *_BESIDE, "name", "function"):
+            return False
         value = yield from self._text_value()
         if value != END and key in ("name", "function"):
             found.name = decoded_string(value) or ""
             return found.name in self._names
         if key in _ARGUMENTS:
             found.arguments = value
-        return value != END and key in (*_ARGUMENTS, *_BESIDE)
+        return value != END
 
     def _arguments(self, found: _Object) -> Deciding:
         self._open(found)

@@ -171,7 +171,8 @@ def _is_object(schema: Any, root: Mapping[str, Any], seen: set[str]) -> bool:
         for part in filter(None, reference[1:].split("/")):
             found = found[part.replace("~1", "/").replace("~0", "~")]
         return _is_object(found, root, seen | {reference})
-    return schema.get("type") == "object" or "enum" in schema or "const" in schema
+    values = schema.get("enum", [schema.get("const")])
+    return schema.get("type") == "object" or all(isinstance(value, dict) for value in values)
 
 
 def _references(schema: Any) -> Iterator[str]:

@@ -33,11 +33,15 @@ MODELS: dict[str, dict[str, Any]] = {
 LENGTH = 70
 
 
-def load(folder: Path, **settings: Any) -> LoadedModel:
+def settings_of(**settings: Any) -> ModelSettings:
     values = {"page_size": PAGE_SIZE, "device": "cpu", "threads": 1, "kv_cache_pages": 64}
-    made = ModelSettings.model_validate(
+    return ModelSettings.model_validate(
         {**values, "engine": "huggingface", "max_length": 80, **settings}
     )
+
+
+def load(folder: Path, **settings: Any) -> LoadedModel:
+    made = settings_of(**settings)
     rows = served_architectures(made)
     spec = load_model_spec(folder, rows)
     return load_runner(made, folder, spec, lambda phase, fraction: None, architectures=rows)
@@ -114,9 +118,11 @@ def test_options_of_our_own_engine_are_refused(
     settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     make_random_model("Helium").save_pretrained(tmp_path)
+    spec = load_model_spec(tmp_path, (HUGGING_FACE,))
+    made = settings_of().model_copy(update=settings)
 
     with pytest.raises(ConfigError, match=message):
-        load(tmp_path, **settings)
+        load_runner(made, tmp_path, spec, lambda phase, fraction: None)
 
 
 def test_code_in_the_folder_is_never_run(tmp_path: Path) -> None:
@@ -188,6 +194,25 @@ def test_a_damaged_file_is_one_line(size: int, tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match="transformers cannot load it: Error while deserial"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("pad_token_id", 9999), ("hidden_act", "unheard_of"), ("num_hidden_layers", "3")],
+)
+def test_a_config_that_transformers_trips_over_is_one_line(
+    key: str, value: object, tmp_path: Path
+) -> None:
+    """As assertions, missing keys and errors of its own classes."""
+    make_random_model("Helium").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    spec = load_model_spec(tmp_path, (HUGGING_FACE,))
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+
+    with pytest.raises(ModelError, match="transformers cannot load it: ") as caught:
+        load_runner(settings_of(), tmp_path, spec, lambda phase, fraction: None)
+
+    assert "\n" not in str(caught.value)
 
 
 def test_pickles_alone_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ def gpt2(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def rewrite(folder: Path, name: Callable[[str], str], **more: torch.Tensor) -> dict[str, torch.Tensor]:
+def rewrite(
+    folder: Path, name: Callable[[str], str], **more: torch.Tensor
+) -> dict[str, torch.Tensor]:
     tensors = {name(key): tensor for key, tensor in load_file(folder / FILE).items()}
     save_file({**tensors, **more}, folder / FILE)
     return tensors

@@ -180,3 +180,22 @@ def test_the_document_bounds_the_fields_themselves(live: Any, http: httpx2.Clien
     }.items():
         assert str(limit) in field(COMPLETIONS, name), name
     assert str(LIMITS.messages) in field(CHAT, "messages")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"logit_bias": {"K" * 100_000: "x"}}, "logit_bias.K"),
+        ({"é" * 100_000 + ".options": 1}, "?"),
+        ({"model": "K" * 100_000}, "model"),
+    ],
+    ids=["a key", "a name", "a value"],
+)
+def test_what_an_error_quotes_is_cut(
+    live: Any, http: httpx2.Client, fields: dict[str, Any], param: str
+) -> None:
+    reply = http.post("/v1/completions", json={"prompt": "Hello", **fields})
+
+    assert 400 <= reply.status_code < 500
+    assert reply.json()["error"]["param"].startswith(param)
+    assert len(reply.content) < 8192

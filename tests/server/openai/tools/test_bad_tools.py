@@ -32,6 +32,15 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         "tool_choice",
         INVALID,
     ),
+    (
+        {
+            "messages": [
+                {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}
+            ]
+        },
+        "messages.0.tool_calls.0.function.arguments",
+        INVALID,
+    ),
     ({"parallel_tool_calls": "no"}, "parallel_tool_calls", INVALID),
     ({"function_call": "auto"}, "function_call", UNSUPPORTED),
     ({"reasoning_effort": "high"}, "reasoning_effort", UNSUPPORTED),

@@ -306,6 +306,48 @@ def test_control_tokens_are_in_free_text_alone() -> None:
     assert grammar.takes(inside + "Par<other>") is False
 
 
+TEXT = {"$ref": "#/$defs/s", "$defs": {"s": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("hermes", TEXT),
+        ("hermes", {"anyOf": [{"type": "object"}, {"enum": ["x"]}]}),
+        ("hermes", {"$ref": "#"}),
+        ("pythonic", {"type": "object", "properties": {"a": {"$ref": "#"}}}),
+        ("pythonic", {"type": "object", "properties": {"a": {}, "b": {"$ref": "#/properties/a"}}}),
+    ],
+)
+def test_arguments_must_be_an_object_that_can_be_written(
+    name: str, parameters: dict[str, Any]
+) -> None:
+    function = {"name": "f", "parameters": parameters, "strict": True}
+    plan = ReplyPlan(
+        dialect=Dialect(tools=format_named(name)),
+        opening="after",
+        names=frozenset({"f"}),
+        tools=(FunctionTool.model_validate({"function": function}),),
+    )
+    with pytest.raises(InvalidRequest, match=r"tools\.0\.function\.parameters"):
+        plan.grammar(None)
+
+
+def test_arguments_may_be_one_of_several_objects() -> None:
+    parameters = {
+        "anyOf": [{"type": "object", "properties": {"a": {}}}, {"$ref": "#/$defs/b~1"}],
+        "$defs": {"b/": {"enum": [{}]}},
+    }
+    function = {"name": "f", "parameters": parameters, "strict": True}
+    plan = ReplyPlan(
+        dialect=Dialect(tools=format_named("hermes")),
+        opening="after",
+        names=frozenset({"f"}),
+        tools=(FunctionTool.model_validate({"function": function}),),
+    )
+    assert plan.grammar(None)[1] == []
+
+
 def test_what_cannot_be_enforced() -> None:
     odd = {"type": "object", "properties": {"a": {"not": {}}}}
     loose = FunctionTool.model_validate({"function": {"name": "f", "parameters": odd}})

@@ -1,131 +1,15 @@
 """Tools and reasoning through the whole HTTP layer, for models of every format."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
 import openai
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tool_models import ARGUMENTS, ASK, TEMPLATE, WEATHER, Model, marks_of, streamed, written
 
 from quire.config.settings import ServeSettings, ToolCallParser
-from quire.pipelines.core.grammar import Grammar, GrammarSpec
-from quire.pipelines.tokenizer import TextTokenizer
-from quire.server.openai.served import ServedModel
-from quire.server.openai.tools.dialect import Dialect
-from quire.server.openai.tools.formats import FORMATS, format_named, format_of
-
-END = "<|im_end|>"
-TEMPLATE = (
-    "{% if tools %}TOOLS {{ tools | tojson }};{% endif %}{% for m in messages %}"
-    "[{{ m.role }}{% if m.name %} {{ m.name }}{% endif %}"
-    "{% if m.tool_call_id %} {{ m.tool_call_id }}{% endif %}] {{ m.content }}"
-    "{% if m.reasoning_content %} (why: {{ m.reasoning_content }}){% endif %}"
-    "{% for c in m.tool_calls or [] %} {{ c.id }} {{ c.function.name }} "
-    "{{ c.function.arguments | tojson }}{% endfor %};{% endfor %}"
-    "{% if effort is defined %}{{ effort }}{% endif %}"
-    "{% if add_generation_prompt %}[assistant]{% endif %}"
-)
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-    },
-}
-ASK: list[dict[str, Any]] = [{"role": "user", "content": "Weather?"}]
-ARGUMENTS = '{"city": "Pa\\"ri}s 日本"}'
-
-
-def tokenizer_with(marks: list[str], template: str) -> TextTokenizer:
-    """One token per byte; `marks` are control tokens."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({c: at for at, c in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([END, "<other>", *marks])
-    return TextTokenizer(backend.to_str().encode(), {"eos_token": END}, template)
-
-
-class FakeCompiler:
-    """Notes what it was asked to compile."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[GrammarSpec, str]] = []
-
-    async def compile(self, spec: GrammarSpec, param: str) -> Grammar:
-        self.asked.append((spec, param))
-        return Grammar("digest", "data")
-
-
-class Model:
-    """The server's model, as one of some format; `says` scripts its next reply."""
-
-    def __init__(self, live: Any, format_: str, marks: list[str], template: str) -> None:
-        self.live = live
-        self.tokenizer = tokenizer_with(marks, template)
-        self.eos = self.tokenizer.special_tokens[END]
-        self.compiler = FakeCompiler()
-        live.app.state.grammars = self.compiler
-        live.engine.max_length = 4096
-        live.app.state.served = ServedModel(
-            names=("tiny",),
-            tokenizer=self.tokenizer,
-            vocab_size=self.tokenizer.vocab_size,
-            eos_token_ids=(self.eos,),
-            system_fingerprint="fp_test",
-            dialect=Dialect.of(self.tokenizer, format_),
-        )
-
-    def says(self, text: str) -> None:
-        tokens = [*self.tokenizer.encode(text, add_special_tokens=False), self.eos]
-        self.live.engine.script = lambda context: tokens
-
-    @property
-    def prompt(self) -> str:
-        context = self.live.engine.streams[-1].context
-        return self.tokenizer.decode(context.tokens.prompt.tolist(), skip_special_tokens=False)
-
-
-@pytest.fixture
-def make(live: Any) -> Iterator[Callable[..., Model]]:
-    state = live.app.state
-    before = state.served, state.grammars, state.settings
-
-    def made(format_: str = "auto", marks: tuple[str, ...] = (), template: str = TEMPLATE) -> Model:
-        return Model(live, format_, list(marks), template)
-
-    yield made
-    state.served, state.grammars, state.settings = before
-
-
-def marks_of(name: str) -> tuple[str, ...]:
-    row = format_named(name)
-    return tuple(m for m in (*row.openings, *row.inner_marks, *row.closings) if m != "functools[")
-
-
-def written(name: str, arguments: str) -> str:
-    format_ = format_named(name)
-    if name == "harmony":
-        return (
-            "<|channel|>analysis<|message|>Look.<|end|><|start|>assistant<|channel|>commentary "
-            f"to=functions.get_weather <|constrain|>json<|message|>{arguments}"
-        )
-    if format_.family == "pythonic":
-        arguments = "city=" + json.dumps(json.loads(arguments)["city"], ensure_ascii=False)
-    call = format_.call.replace("NAME", "get_weather").replace("ARGUMENTS", arguments)
-    return f"{format_.before}{call}{format_.after}"
-
-
-def streamed(http: httpx2.Client, body: dict[str, Any]) -> list[dict[str, Any]]:
-    with http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as reply:
-        assert reply.status_code == 200, reply.read()
-        lines = [line[6:] for line in reply.iter_lines() if line.startswith("data: ")]
-    assert lines.pop() == "[DONE]"
-    chunks = [json.loads(line) for line in lines]
-    assert not any("error" in chunk for chunk in chunks)
-    return [choice for chunk in chunks for choice in chunk["choices"]]
+from quire.server.openai.tools.formats import FORMATS, format_of
 
 
 @pytest.mark.parametrize("chunk_size", [1, 5, 1000])
@@ -194,28 +78,24 @@ def test_markers_that_are_control_tokens_never_show(
     assert bare["choices"][0]["message"]["content"] == "Some other{} text"
 
 
-def test_the_history_reaches_the_template(make: Callable[..., Model], http: httpx2.Client) -> None:
-    model = make("hermes")
-    model.says("ok")
-    call = {
-        "id": "call_1",
-        "type": "function",
-        "index": 0,
-        "function": {"name": "get_weather", "arguments": '{"city":  "Rome"}'},
-    }
-    messages = [
-        *ASK,
-        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning": "hm"},
-        {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "sun"}]},
-    ]
-    reply = http.post("/v1/chat/completions", json={"messages": messages, "tools": [WEATHER]})
+def test_a_model_cannot_spell_a_control_token(
+    make: Callable[..., Model], http: httpx2.Client
+) -> None:
+    """Not even with the character that stands before those which it did write."""
+    model = make("mistral", marks_of("mistral"))
+    spelled = "\ufdd0[TOOL_CALLS]get_weather\ufdd0[ARGS]{}"
+    pieces = [model.tokenizer.encode(c, add_special_tokens=False) for c in spelled]
+    tokens = [token for piece in pieces for token in piece]
+    model.live.engine.script = lambda context: [*tokens, model.eos]
 
-    assert reply.status_code == 200, reply.text
-    assert "x-quire-warning" not in reply.headers
-    assert model.prompt == (
-        f"TOOLS {json.dumps([WEATHER])};[user] Weather?;"
-        '[assistant]  (why: hm) call_1 get_weather {"city": "Rome"};'
-        "[tool get_weather call_1] sun;[assistant]"
+    body = {"messages": ASK, "tools": [WEATHER]}
+    choice = http.post("/v1/chat/completions", json=body).json()["choices"][0]
+
+    assert "tool_calls" not in choice["message"]
+    assert choice["message"]["content"] == spelled.replace("\ufdd0", "\ufffd")
+    assert (
+        "".join(p["delta"].get("content", "") for p in streamed(http, body))
+        == choice["message"]["content"]
     )
 
 
@@ -333,6 +213,18 @@ def test_min_tokens_may_stand_beside_tools(make: Callable[..., Model], http: htt
     assert http.post("/v1/chat/completions", json=body).status_code == 200
     for fields in ({"tool_choice": "required"}, {"parallel_tool_calls": False}):
         assert http.post("/v1/chat/completions", json={**body, **fields}).status_code == 400
+
+
+LLAMA4 = (
+    "<|header_start|><|python_start|> Respond in the format "
+    '{"name": function name, "parameters": dictionary of argument name and its value}. '
+    "{{- '\"parameters\": ' }}"
+)
+
+
+def test_llama_4s_own_template_asks_for_json() -> None:
+    found = format_of(LLAMA4)
+    assert found is not None and found.name == "llama3_json"
 
 
 RECOGNISED = {

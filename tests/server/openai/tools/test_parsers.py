@@ -86,7 +86,9 @@ def written(format_: ToolFormat, calls: Sequence[tuple[str, Any]]) -> str:
     return format_.before + format_.between.join(texts) + format_.after
 
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
+texts = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters=CONTROL_MARK), max_size=12
+) | st.sampled_from(
     [
         '"',
         "\\",
@@ -361,6 +363,21 @@ def test_control_tokens_and_their_spelling_are_told_apart() -> None:
     assert read(dialect, f"{start}write <|end|> there").content == "write <|end|> there"
     arguments = '{"a": "<|end|><|call|>"}'
     assert read(dialect, call + arguments) == Said(calls=[("f", arguments)])
+
+
+def test_a_noncharacter_of_the_models_own_is_text() -> None:
+    text = f'a{CONTROL_MARK}<tool_call>{{"name": "f", "arguments": {{"a": "{CONTROL_MARK}"}}}}'
+
+    said = read(dialect_of("hermes"), text)
+
+    assert said == Said(content=f"a{CONTROL_MARK}", calls=[("f", f'{{"a": "{CONTROL_MARK}"}}')])
+
+
+def test_json_that_is_no_call_is_not_held_back() -> None:
+    parser = dialect_of("llama3_json").parser(NAMES, "after")
+    assert parser is not None
+
+    assert parser.feed('{"rows": [1') == [("content", '{"rows": [1')]
 
 
 def test_reasoning_can_be_left_out() -> None:
