@@ -4,6 +4,8 @@ MODEL ?= quire-demo
 PYTHON ?= python3
 VENV  ?= .venv
 BIN   := $(VENV)/bin
+# Tests that share neither ports nor clocks with others; the rest run one by one.
+APART := tests/parity tests/kernels tests/pipelines tests/config tests/tools
 # The folders server/, kernels/, ... must not be importable by their flat names.
 export PYTHONSAFEPATH = 1
 
@@ -21,8 +23,8 @@ serve: install
 
 ## test           install the test extra and run the whole suite
 test: install-test
-	$(BIN)/python -m pytest -q -n auto --dist loadfile tests/kernels $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -q --ignore tests/kernels $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n auto --dist loadfile $(APART) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q $(APART:%=--ignore %) $(PYTEST_ARGS)
 
 ## check          ruff, mypy --strict, layers, file and function budgets
 check: install-test types
