@@ -109,6 +109,8 @@ def write_frame(stream: BinaryIO, data: bytes) -> None:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # To the API process a hangup means: read the keys again.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # While it compiles it does not see the end of its input.
     die_with_parent(os.getppid())
     prefer_as_oom_victim()

@@ -180,6 +180,8 @@ def main() -> None:
     """Read the boot line, serve, and leave with a code the supervisor understands."""
     # Ctrl-C goes to the whole terminal group; the API process decides when the worker stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # To the API process a hangup means: read the keys again.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     parent = os.getppid()
     boot = msgspec.json.decode(sys.stdin.buffer.readline(), type=Boot)
     setproctitle(f"quire: worker {boot.epoch} {Path(boot.folder).name}")

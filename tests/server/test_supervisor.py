@@ -80,6 +80,17 @@ async def test_a_worker_that_does_not_listen_cannot_hold_up_the_end(run: Run) ->
     assert run.process.returncode == -signal.SIGKILL
 
 
+async def test_signals_meant_for_the_daemon_leave_the_worker_alone(run: Run) -> None:
+    await run.ready()
+
+    for number in (signal.SIGINT, signal.SIGHUP):
+        run.process.send_signal(number)
+    await asyncio.sleep(0.3)
+
+    assert run.process.returncode is None
+    assert run.client.has_worker
+
+
 async def test_a_lost_directory_does_not_stop_the_next_worker(run: Run) -> None:
     await run.ready()
     for path in run.folder.iterdir():
