@@ -112,6 +112,24 @@ class DenseWeight(LinearWeight):
         return self._weight
 
 
+class PackedWeight(LinearWeight):
+    """Numbers of few bits, with which CUDA computes as they are `stored`.
+
+    `dtype` is that of the activations.
+    """
+
+    def __init__(self, stored: torch.Tensor, dtype: torch.dtype) -> None:
+        self._weight = stored
+        self._dtype = dtype
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self._weight
+
+    def is_packed_on(self, device: torch.device) -> bool:
+        return device.type == "cuda"
+
+
 def finite_scale(name: str, scale: torch.Tensor) -> torch.Tensor:
     """`scale` as contiguous float32.
 

@@ -10,7 +10,7 @@ from quire.kernels.gguf.encodings import block_parameters, in_features
 from quire.pipelines.architectures.encodings import Encoding
 from quire.pipelines.architectures.quantized.at_load import BlocksAtLoad
 from quire.pipelines.architectures.quantized.float8 import PER_TOKEN, ROWWISE, Float8Config
-from quire.pipelines.nn.linear_weight import Apply, DenseWeight, LinearWeight
+from quire.pipelines.nn.linear_weight import Apply, DenseWeight, PackedWeight
 from quire.pipelines.nn.quantized.borders import check_borders
 from quire.pipelines.nn.quantized.float8 import Float8Weight, quantize_rows
 
@@ -26,19 +26,14 @@ class Float8AtLoadWeight(Float8Weight):
         return cls(*quantize_rows(numbers), Float8Config(ROWWISE, PER_TOKEN), dtype)
 
 
-class BlocksWeight(LinearWeight):
+class BlocksWeight(PackedWeight):
     """`blocks` [N, bytes] uint8 of GGUF's `kind`."""
 
     def __init__(self, blocks: torch.Tensor, kind: str, dtype: torch.dtype) -> None:
+        super().__init__(blocks, dtype)
         self.out_dim = blocks.shape[0]
         self.in_dim = in_features(blocks.shape[1], kind)
-        self._blocks = blocks
         self._kind = kind
-        self._dtype = dtype
-
-    @property
-    def weight(self) -> torch.Tensor:
-        return self._blocks
 
     @classmethod
     def from_tensors(
@@ -52,7 +47,7 @@ class BlocksWeight(LinearWeight):
     @classmethod
     def stack(cls, parts: Sequence[Self]) -> Self | None:
         first = parts[0]
-        return cls(torch.cat([part._blocks for part in parts]), first._kind, first._dtype)
+        return cls(torch.cat([part._weight for part in parts]), first._kind, first._dtype)
 
     def select(self, rows: Sequence[slice], columns: slice) -> Self:
         layout = block_parameters(self._kind)
@@ -61,17 +56,14 @@ class BlocksWeight(LinearWeight):
             place // layout.elements_per_block * layout.block_size
             for place in (columns.start, columns.stop)
         )
-        blocks = torch.cat([self._blocks[part, begin:end] for part in rows])
+        blocks = torch.cat([self._weight[part, begin:end] for part in rows])
         return type(self)(blocks, self._kind, self._dtype)
 
     def dense(self) -> torch.Tensor:
-        return dequantize_gguf(self._blocks, self._kind, self._dtype)
-
-    def is_packed_on(self, device: torch.device) -> bool:
-        return device.type == "cuda"
+        return dequantize_gguf(self._weight, self._kind, self._dtype)
 
     def apply_packed(self, bias_N: torch.Tensor | None, device: torch.device) -> Apply:
-        blocks, kind = self._blocks.to(device), self._kind
+        blocks, kind = self._weight.to(device), self._kind
         return lambda x_TK: matmul_gguf(x_TK.contiguous(), blocks, kind, bias_N)
 
 

@@ -26,14 +26,14 @@ from quire.pipelines.architectures.quantized.float8 import (
     Float8InputScaleSpec,
     Float8ScaleOrigin,
 )
-from quire.pipelines.nn.linear_weight import Apply, LinearWeight, finite_scale
+from quire.pipelines.nn.linear_weight import Apply, PackedWeight, finite_scale
 from quire.pipelines.nn.quantized.borders import check_borders, select_units
 
 Quantize = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Activations to fp8 and their scales."""
 
 
-class Float8Weight(LinearWeight):
+class Float8Weight(PackedWeight):
     """`weight` [N, K] in e4m3; `scale` float32: [], [N, 1] or per block.
 
     `input_scale` float32 [], where the checkpoint has one.
@@ -47,16 +47,11 @@ class Float8Weight(LinearWeight):
         dtype: torch.dtype,
         input_scale: torch.Tensor | None = None,
     ) -> None:
+        super().__init__(weight, dtype)
         self.out_dim, self.in_dim = weight.shape
         self.weight_scale: torch.Tensor = scale
         self.input_scale = input_scale
-        self._weight = weight
         self._config = config
-        self._dtype = dtype
-
-    @property
-    def weight(self) -> torch.Tensor:
-        return self._weight
 
     @classmethod
     def from_tensors(
@@ -115,7 +110,7 @@ class Float8Weight(LinearWeight):
         return (self._weight.float() * scale).to(self._dtype)
 
     def is_packed_on(self, device: torch.device) -> bool:
-        return device.type == "cuda" and self._config.input_scale is not None
+        return super().is_packed_on(device) and self._config.input_scale is not None
 
     def apply_packed(self, bias_N: torch.Tensor | None, device: torch.device) -> Apply:
         assert self._config.input_scale is not None

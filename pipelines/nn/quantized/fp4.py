@@ -13,26 +13,21 @@ from quire.pipelines.architectures.quantized.fp4 import (
     MXFP4Encoding,
     NVFP4Encoding,
 )
-from quire.pipelines.nn.linear_weight import Apply, LinearWeight, finite_scale
+from quire.pipelines.nn.linear_weight import Apply, PackedWeight, finite_scale
 from quire.pipelines.nn.quantized.borders import check_borders, select_units
 
 _E8M0_NAN = 255
 
 
-class MXFP4Weight(LinearWeight):
+class MXFP4Weight(PackedWeight):
     """`weight` [N, K / 2] uint8, `scale` [N, K / 32] uint8 or e8m0."""
 
     group = MXFP4_GROUP
 
     def __init__(self, weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> None:
+        super().__init__(weight, dtype)
         self.out_dim, self.in_dim = weight.shape[0], weight.shape[1] * 2
         self.weight_scale: torch.Tensor = scale
-        self._weight = weight
-        self._dtype = dtype
-
-    @property
-    def weight(self) -> torch.Tensor:
-        return self._weight
 
     @classmethod
     def from_tensors(
@@ -55,15 +50,12 @@ class MXFP4Weight(LinearWeight):
     def dense(self) -> torch.Tensor:
         return dequantize_mxfp4(self._weight, self.weight_scale, self._dtype)
 
-    def is_packed_on(self, device: torch.device) -> bool:
-        return device.type == "cuda"
-
     def apply_packed(self, bias_N: torch.Tensor | None, device: torch.device) -> Apply:
         weight, scale = self._weight.to(device), self.weight_scale.to(device)
         return lambda x_TK: matmul_mxfp4(x_TK.contiguous(), weight, scale, bias_N)
 
 
-class NVFP4Weight(LinearWeight):
+class NVFP4Weight(PackedWeight):
     """`weight` [N, K / 2] uint8, `scale` [N, K / 16] e4m3, `scale_2` float32 [] that multiplies."""
 
     group = NVFP4_GROUP
@@ -76,16 +68,11 @@ class NVFP4Weight(LinearWeight):
         dtype: torch.dtype,
         input_scale: torch.Tensor | None = None,
     ) -> None:
+        super().__init__(weight, dtype)
         self.out_dim, self.in_dim = weight.shape[0], weight.shape[1] * 2
         self.weight_scale: torch.Tensor = scale
         self.weight_scale_2: torch.Tensor = scale_2
         self.input_scale = input_scale
-        self._weight = weight
-        self._dtype = dtype
-
-    @property
-    def weight(self) -> torch.Tensor:
-        return self._weight
 
     @classmethod
     def from_tensors(
@@ -123,9 +110,6 @@ class NVFP4Weight(LinearWeight):
 
     def dense(self) -> torch.Tensor:
         return dequantize_nvfp4(self._weight, self.weight_scale, self.weight_scale_2, self._dtype)
-
-    def is_packed_on(self, device: torch.device) -> bool:
-        return device.type == "cuda"
 
     def apply_packed(self, bias_N: torch.Tensor | None, device: torch.device) -> Apply:
         weight, scale = self._weight.to(device), self.weight_scale.to(device)

@@ -27,4 +27,4 @@ class GgufWeight(BlocksWeight):
         return super().stack(parts) if same else None
 
     def dense(self) -> torch.Tensor:
-        return dequantize_rows(self._blocks, self._kind, self._dtype)
+        return dequantize_rows(self._weight, self._kind, self._dtype)

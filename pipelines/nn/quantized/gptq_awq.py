@@ -20,7 +20,7 @@ from quire.pipelines.architectures.quantized.gptq_awq import (
     GPTQEncoding,
     PackQuantizedEncoding,
 )
-from quire.pipelines.nn.linear_weight import Apply, LinearWeight, finite_scale
+from quire.pipelines.nn.linear_weight import Apply, PackedWeight, finite_scale
 from quire.pipelines.nn.quantized.borders import check_borders, select_units
 
 _PER_WORD = 8
@@ -47,22 +47,18 @@ class Int4Tensors:
         )
 
 
-class _GroupedWeight(LinearWeight):
+class _GroupedWeight(PackedWeight):
     """`rows_per_word` numbers of K and `columns_per_word` of N in a word of qweight."""
 
     rows_per_word: int
     columns_per_word: int
 
     def __init__(self, stored: Int4Tensors, dtype: torch.dtype) -> None:
+        super().__init__(stored.qweight, dtype)
         self.in_dim = stored.qweight.shape[0] * self.rows_per_word
         self.out_dim = stored.qweight.shape[1] * self.columns_per_word
         self.weight_scale = stored.scales
         self._stored = stored
-        self._dtype = dtype
-
-    @property
-    def weight(self) -> torch.Tensor:
-        return self._stored.qweight
 
     @classmethod
     def stack(cls, parts: Sequence[Self]) -> Self | None:
@@ -105,9 +101,6 @@ class _GroupedWeight(LinearWeight):
             scales=cut(stored.scales, 1),
         )
         return type(self)(selected, self._dtype)
-
-    def is_packed_on(self, device: torch.device) -> bool:
-        return device.type == "cuda"
 
     def apply_packed(self, bias_N: torch.Tensor | None, device: torch.device) -> Apply:
         stored = self._stored.to(device)

@@ -7,23 +7,18 @@ import torch
 
 from quire.kernels.int8 import dequantize_int8, matmul_int8
 from quire.pipelines.architectures.encodings import Encoding
-from quire.pipelines.nn.linear_weight import Apply, DenseWeight, LinearWeight
+from quire.pipelines.nn.linear_weight import Apply, DenseWeight, PackedWeight
 
 _INT8_MAX = 127
 
 
-class Int8Weight(LinearWeight):
+class Int8Weight(PackedWeight):
     """`weight` [N, K] int8, `scale` float32 [N, 1]; made of plain numbers, at load."""
 
     def __init__(self, weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> None:
+        super().__init__(weight, dtype)
         self.out_dim, self.in_dim = weight.shape
         self.weight_scale: torch.Tensor = scale
-        self._weight = weight
-        self._dtype = dtype
-
-    @property
-    def weight(self) -> torch.Tensor:
-        return self._weight
 
     @classmethod
     def from_tensors(
@@ -47,9 +42,6 @@ class Int8Weight(LinearWeight):
 
     def dense(self) -> torch.Tensor:
         return dequantize_int8(self._weight, self.weight_scale, self._dtype)
-
-    def is_packed_on(self, device: torch.device) -> bool:
-        return device.type == "cuda"
 
     def apply_packed(self, bias_N: torch.Tensor | None, device: torch.device) -> Apply:
         weight, scale = self._weight.to(device), self.weight_scale.to(device)
