@@ -4,15 +4,13 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Literal
 
+from quire.server.openai.tools.call_sections import CallSections
 from quire.server.openai.tools.character_parser import (
     END,
     SPACES,
-    CharacterParser,
     Deciding,
-    Steps,
     decoded_string,
 )
-from quire.server.openai.tools.formats import ToolFormat
 
 _ARGUMENTS = ("arguments", "parameters")
 _BESIDE = ("type", "id")
@@ -29,38 +27,13 @@ class _Object:
     is_called: bool = False
 
 
-class JsonCalls(CharacterParser):
+class JsonCalls(CallSections):
     """Reads `format_` for the functions of `names`.
 
     After an opening, or at the start where the format needs none, come objects with separators
     between them, in brackets or not, then the closing. An object that is no call of a known
     function is content, and so is what surrounds it. The arguments are the model's own characters.
     """
-
-    def __init__(
-        self, format_: ToolFormat, names: frozenset[str], hidden: frozenset[str] = frozenset()
-    ) -> None:
-        self._format = format_
-        self._names = names
-        super().__init__(hidden)
-
-    def _run(self) -> Steps:
-        is_closed = True
-        if self._format.is_bare:
-            self._begin_raw()
-            yield from self._spaces()
-            is_closed = yield from self._section("")
-        openings, closings = self._format.openings, self._format.closings
-        while True:
-            markers = openings if is_closed else (*openings, *closings)
-            marker = yield from self._until(markers, "content")
-            if marker == END:
-                return
-            if marker in openings:
-                self._begin_raw(marker)
-                is_closed = yield from self._section(marker)
-            else:
-                is_closed = True
 
     def _section(self, opening: str) -> Deciding:
         """What follows an opening; whether it was closed, or is content."""

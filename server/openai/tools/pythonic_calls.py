@@ -6,16 +6,14 @@ Arguments become a JSON object while they are read; nothing is evaluated.
 import json
 import re
 
+from quire.server.openai.tools.call_sections import CallSections
 from quire.server.openai.tools.character_parser import (
     END,
     SPACES,
-    CharacterParser,
     Deciding,
     Reading,
-    Steps,
 )
 from quire.server.openai.tools.events import Kind
-from quire.server.openai.tools.formats import ToolFormat
 
 MAX_DEPTH = 64
 MAX_WORD_CHARACTERS = 4096
@@ -30,34 +28,10 @@ _IN_STRING: tuple[re.Pattern[str], Kind] = (re.compile(r"""["'\\\x00-\x1f]"""), 
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 
 
-class PythonicCalls(CharacterParser):
+class PythonicCalls(CallSections):
     """Reads `format_` for the functions of `names`; a call of another function is content."""
 
-    def __init__(
-        self, format_: ToolFormat, names: frozenset[str], hidden: frozenset[str] = frozenset()
-    ) -> None:
-        self._format = format_
-        self._names = names
-        super().__init__(hidden)
-
-    def _run(self) -> Steps:
-        self._begin_raw()
-        yield from self._spaces()
-        is_closed = yield from self._section()
-        openings, closings = self._format.openings, self._format.closings
-        while True:
-            markers = openings if is_closed else (*openings, *closings)
-            marker = yield from self._until(markers, "content")
-            if marker == END:
-                return
-            if marker in openings:
-                self._begin_raw(marker)
-                yield from self._spaces()
-                is_closed = yield from self._section()
-            else:
-                is_closed = True
-
-    def _section(self) -> Deciding:
+    def _section(self, opening: str) -> Deciding:
         """A list of calls; whether it was closed, or is content."""
         has_called = False
         if (yield from self._one_of(("[",))) != END:
