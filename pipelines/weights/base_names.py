@@ -1,27 +1,8 @@
 """Checkpoints that were saved from a model without its head."""
 
-import torch
-
 from quire.pipelines.architectures.spec import ModelSpec
+from quire.pipelines.weights.renamed import RenamedWeights
 from quire.pipelines.weights.weights import Weights
-
-
-class _WholeNames:
-    """`weights`, with `spec.base_prefix` before the names that `spec` does not know without it."""
-
-    def __init__(self, weights: Weights, spec: ModelSpec) -> None:
-        self.source = weights.source
-        self._weights = weights
-        known = spec.tensors()
-        self._stored = {
-            name if name in known or spec.ignores(name) else f"{spec.base_prefix}{name}": name
-            for name in weights.entries
-        }
-        self.entries = {name: weights.entries[stored] for name, stored in self._stored.items()}
-
-    def read(self, name: str) -> torch.Tensor:
-        """As `Weights.read`."""
-        return self._weights.read(self._stored[name])
 
 
 def with_whole_names(weights: Weights, spec: ModelSpec) -> Weights:
@@ -33,4 +14,8 @@ def with_whole_names(weights: Weights, spec: ModelSpec) -> Weights:
     prefix = spec.base_prefix
     if not prefix or any(name.startswith(prefix) for name in weights.entries):
         return weights
-    return _WholeNames(weights, spec)
+    known = spec.tensors()
+    return RenamedWeights(
+        weights,
+        lambda name: name if name in known or spec.ignores(name) else f"{prefix}{name}",
+    )

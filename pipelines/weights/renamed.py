@@ -1,6 +1,6 @@
-"""Checkpoints whose tensors have other prefixes than the model's spec knows."""
+"""Checkpoints whose tensors have other names than the model's spec knows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -9,7 +9,7 @@ from quire.pipelines.weights.weights import Weights
 
 
 class RenamedWeights:
-    """`weights`, with the first of `prefixes` that a name begins with replaced by its other.
+    """`weights`, each tensor under the name that `rename` gives for its own.
 
     Errors about a tensor name it as the file does.
 
@@ -17,11 +17,11 @@ class RenamedWeights:
         ModelError: two tensors get the same name.
     """
 
-    def __init__(self, weights: Weights, prefixes: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, weights: Weights, rename: Callable[[str], str]) -> None:
         self._weights = weights
         self._stored: dict[str, str] = {}
         for name, entry in weights.entries.items():
-            new = _renamed(name, prefixes)
+            new = rename(name)
             if new in self._stored:
                 raise entry.wrong(f"no other name for {self._stored[new]}", "both")
             self._stored[new] = name
@@ -35,8 +35,17 @@ class RenamedWeights:
         return self._weights.read(self._stored[name])
 
 
-def _renamed(name: str, prefixes: Sequence[tuple[str, str]]) -> str:
-    for old, new in prefixes:
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
+def with_prefixes(weights: Weights, prefixes: Sequence[tuple[str, str]]) -> RenamedWeights:
+    """`weights`, with the first of `prefixes` that a name begins with replaced by its other.
+
+    Raises:
+        ModelError: as of `RenamedWeights`.
+    """
+
+    def rename(name: str) -> str:
+        for old, new in prefixes:
+            if name.startswith(old):
+                return new + name.removeprefix(old)
+        return name
+
+    return RenamedWeights(weights, rename)

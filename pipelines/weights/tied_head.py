@@ -3,7 +3,7 @@
 import torch
 
 from quire.pipelines.architectures.spec import ModelSpec
-from quire.pipelines.weights.renamed import RenamedWeights
+from quire.pipelines.weights.renamed import with_prefixes
 from quire.pipelines.weights.weights import Weights
 
 
@@ -19,7 +19,7 @@ def with_tied_head(weights: Weights, spec: ModelSpec) -> Weights:
     if head is None or head not in weights.entries:
         return weights
     if embedding not in weights.entries:
-        return RenamedWeights(weights, ((head, embedding),))
+        return with_prefixes(weights, ((head, embedding),))
     first, second = weights.entries[embedding], weights.entries[head]
     is_alike = (first.dtype, first.shape) == (second.dtype, second.shape)
     if not is_alike or not torch.equal(weights.read(embedding), weights.read(head)):

@@ -26,7 +26,7 @@ from quire.pipelines.kv_cache.storage import KVCacheStorage
 from quire.pipelines.weights.base_names import with_whole_names
 from quire.pipelines.weights.checkpoint import load_weights, match_weights
 from quire.pipelines.weights.loader import WeightLoader
-from quire.pipelines.weights.renamed import RenamedWeights
+from quire.pipelines.weights.renamed import with_prefixes
 from quire.pipelines.weights.tied_head import with_tied_head
 from quire.pipelines.weights.weights import Weights
 from quire.pipelines.worker.host import available_cores, available_memory
@@ -117,7 +117,7 @@ def _open_weights(
 ) -> Weights:
     weights = load_weights(folder, spec, settings.load_format, progress)
     if spec.renamed_weights:
-        weights = RenamedWeights(weights, spec.renamed_weights)
+        weights = with_prefixes(weights, spec.renamed_weights)
     return with_tied_head(with_whole_names(weights, spec), spec)
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from quire.config.errors import ModelError
-from quire.pipelines.weights.renamed import RenamedWeights
+from quire.pipelines.weights.renamed import RenamedWeights, with_prefixes
 from quire.pipelines.weights.safetensors_weights import SafetensorWeights
 
 PREFIXES = (("model.text.", "text.model."), ("model.", "other."))
@@ -16,7 +16,7 @@ PREFIXES = (("model.text.", "text.model."), ("model.", "other."))
 def open_weights(folder: Path, *names: str) -> RenamedWeights:
     tensors = {name: torch.full((2,), float(index)) for index, name in enumerate(names)}
     save_file(tensors, folder / "model.safetensors")
-    return RenamedWeights(SafetensorWeights(folder), PREFIXES)
+    return with_prefixes(SafetensorWeights(folder), PREFIXES)
 
 
 def test_the_first_prefix_that_fits_is_replaced(tmp_path: Path) -> None:
