@@ -26,6 +26,9 @@ Messages are from this catalogue and from our own checks; an exception's text ne
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+MAX_ERROR_CHARS = 2048
+"""Of an error's message and of its param: they may quote what the client sent, of any length."""
+
 
 class ApiError(Exception):
     """An HTTP error with OpenAI's nested body. `param` is the dotted path of the field at fault."""
@@ -36,8 +39,8 @@ class ApiError(Exception):
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
-        self.message = message
-        self.param = param
+        self.message = _clipped(message)
+        self.param = None if param is None else _clipped(param)
         self.code = code or type(self).code
 
     @property
@@ -54,6 +57,10 @@ class ApiError(Exception):
     @property
     def headers(self) -> Mapping[str, str]:
         return {}
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= MAX_ERROR_CHARS else f"{text[:MAX_ERROR_CHARS]}..."
 
 
 class InvalidRequest(ApiError):

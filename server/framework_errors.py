@@ -27,7 +27,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
         answer = InvalidRequest(str(error.detail))
     else:
         raise error
-    response = error_response(answer)
+    response = error_response(answer, request.scope)
     response.headers.update(error.headers or {})
     return response
 
@@ -39,7 +39,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     # The location begins with where the field is: body, query, path or header.
     param = ".".join(str(part) for part in first["loc"][1:]) or None
     message = f"{param}: {first['msg']}" if param else str(first["msg"])
-    return error_response(InvalidRequest(message, param=param))
+    return error_response(InvalidRequest(message, param=param), request.scope)
 
 
 ERROR_HANDLERS: Mapping[Any, Callable[[Request, Exception], Coroutine[Any, Any, Response]]] = {

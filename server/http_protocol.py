@@ -193,7 +193,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             # An answer now would be taken for that of another request.
             self.transport.close()
             return
-        response = error_response(error)
+        response = error_response(error, {})
         phrase = http.HTTPStatus(response.status_code).phrase
         head = [f"HTTP/1.1 {response.status_code} {phrase}".encode("ascii")]
         head += [name + b": " + value for name, value in response.raw_headers]

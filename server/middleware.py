@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quire.config.limits import LIMITS
+from quire.server.error_bodies import error_body_of
 from quire.server.errors import (
     ApiError,
     InternalError,
@@ -37,9 +38,6 @@ CLIENT_CLOSED_REQUEST = 499
 READER_STALLED = "quire.reader_stalled"
 """The key that `http_protocol` sets in the scope of a request whose client did not read."""
 
-MAX_ERROR_CHARS = 2048
-"""Of an error's message and of its param: they may quote what the client sent, of any length."""
-
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]+")
 _TIMEOUT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
@@ -48,14 +46,10 @@ _OWN_HEADERS = (b"x-request-id", b"x-content-type-options", b"cache-control")
 logger = logging.getLogger(__name__)
 
 
-def error_response(error: ApiError) -> Response:
-    """`error` as OpenAI's nested body. ASCII only: a lone surrogate in a message is no 500."""
-    body = {
-        name: f"{value[:MAX_ERROR_CHARS]}..." if value and len(value) > MAX_ERROR_CHARS else value
-        for name, value in error.body["error"].items()
-    }
+def error_response(error: ApiError, scope: Scope) -> Response:
+    """`error` as the route's clients read it. ASCII only: a lone surrogate in a message is no 500."""
     return Response(
-        json.dumps({"error": body}).encode("ascii"),
+        json.dumps(error_body_of(scope)(error)).encode("ascii"),
         status_code=error.status,
         headers=dict(error.headers),
         media_type="application/json",
@@ -98,7 +92,7 @@ class RequestMiddleware:
     async def _reply(self, error: ApiError, exchange: "_Exchange") -> None:
         if exchange.status is not None:
             raise error
-        await error_response(error)(exchange.scope, exchange.receive, exchange.send)
+        await error_response(error, exchange.scope)(exchange.scope, exchange.receive, exchange.send)
 
     def _finish(self, exchange: "_Exchange") -> None:
         seconds = time.monotonic() - exchange.began

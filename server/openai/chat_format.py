@@ -44,7 +44,7 @@ class ChatFormat(ReplyFormat):
         plan: ReplyPlan,
         reasoning_field: str = "reasoning_content",
     ) -> None:
-        super().__init__(served, model, shows_token_ids=request.return_token_ids)
+        super().__init__(served, model, request)
         self.shown_tokens = plan.shown_tokens
         self._prompt_ids = prompt
         self._prompt_logprobs = request.prompt_logprobs

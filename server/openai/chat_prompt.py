@@ -46,7 +46,7 @@ async def chat_prompt(
     if template is None:
         raise InvalidRequest(
             f"The model '{served.names[0]}' has no chat template; use /v1/completions",
-            param="messages",
+            param=request.messages_field,
         )
     options = _options(template, request.chat_template_kwargs, effort)
     rows, warnings = template_messages(request.messages, template=template, dialect=served.dialect)
@@ -63,7 +63,7 @@ async def chat_prompt(
         raise UnsupportedParameter("tools", "the model's chat template takes no tools")
     ids = await tokenize(
         engine,
-        "messages",
+        request.messages_field,
         lambda max_length: served.tokenizer.encode_chat(
             rows,
             options,

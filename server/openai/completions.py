@@ -49,7 +49,7 @@ class CompletionFormat(ReplyFormat):
         request: CompletionRequest,
         prompts: Sequence[ShownPrompt],
     ) -> None:
-        super().__init__(served, model, shows_token_ids=request.return_token_ids)
+        super().__init__(served, model, request)
         self._prompts = prompts
         self._echoes = request.echo
         self._echoed_logprobs = request.logprobs if request.echo else None

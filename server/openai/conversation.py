@@ -74,6 +74,9 @@ class Message(RequestModel):
 class Conversation(RequestModel):
     """Messages and how the chat template makes a prompt of them."""
 
+    messages_field: ClassVar[str] = "messages"
+    """What the client calls the field of the conversation."""
+
     messages: list[Message] = Field(min_length=1, max_length=LIMITS.messages, fail_fast=True)
     tools: Tools = Field([], max_length=LIMITS.tools)
     add_generation_prompt: bool = True

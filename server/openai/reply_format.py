@@ -1,30 +1,41 @@
-"""How the deltas of a generation become the choices of a reply, for one endpoint."""
+"""How the deltas of a generation become the choices of OpenAI's completions, for one endpoint.
+
+A stream's events are chunks, each with one choice, and then
+
+    data: {"error"..}  what went wrong after the first chunk
+    data: [DONE]       the end, always
+"""
 
 import time
 import uuid
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from quire.server.errors import ApiError
 from quire.server.openai.generation import ChoiceDelta
 from quire.server.openai.replies import Usage
+from quire.server.openai.schema import GenerationRequest, StreamOptions
 from quire.server.openai.served import ServedModel
+from quire.server.openai.sse import event
+from quire.server.openai.wire_format import UsageNow, WireFormat, joined
+
+_DONE = b"data: [DONE]\n\n"
 
 
-class ReplyFormat(ABC):
+class ReplyFormat(WireFormat):
     """Builds one request's reply or its chunks; all of them share id, time, model, fingerprint."""
 
     id_prefix: str
     whole_object: str
     chunk_object: str
-    shown_tokens: frozenset[int] = frozenset()
-    """Control tokens that this format reads in the text."""
 
-    def __init__(self, served: ServedModel, model: str, *, shows_token_ids: bool = False) -> None:
+    def __init__(self, served: ServedModel, model: str, request: GenerationRequest) -> None:
         self.tokenizer = served.tokenizer
         self.model = model
-        self.shows_token_ids = shows_token_ids
+        self.shows_token_ids = request.return_token_ids
         self.id = f"{self.id_prefix}-{uuid.uuid4().hex}"
+        self._options = request.stream_options or StreamOptions()
         self._head: dict[str, Any] = {
             "id": self.id,
             "object": self.whole_object,
@@ -33,10 +44,23 @@ class ReplyFormat(ABC):
             "system_fingerprint": served.system_fingerprint,
         }
 
-    def whole(self, deltas: Sequence[Sequence[ChoiceDelta]], usage: Usage) -> dict[str, Any]:
-        """The reply that is not streamed, from the deltas of each choice."""
+    def whole(self, deltas: Sequence[Sequence[ChoiceDelta]], usage: Usage) -> Mapping[str, Any]:
         choices = [self.whole_choice(joined(pieces)) for pieces in deltas]
         return {**self._head, "choices": choices, "usage": usage}
+
+    def begin(self, num_choices: int, usage: UsageNow) -> bytes:
+        openings = (self.opening(index) for index in range(num_choices))
+        return self._events([choice for choices in openings for choice in choices], usage)
+
+    def feed(self, delta: ChoiceDelta, usage: UsageNow) -> bytes:
+        return self._events(self.pieces(delta), usage)
+
+    def end(self, usage: UsageNow) -> bytes:
+        last = event(self.chunk([], usage())) if self._options.include_usage else b""
+        return last + _DONE
+
+    def failed(self, error: ApiError) -> bytes:
+        return event(error.body) + _DONE
 
     def chunk(
         self, choices: Sequence[Mapping[str, Any]], usage: Usage | None = None
@@ -59,16 +83,8 @@ class ReplyFormat(ABC):
     def pieces(self, delta: ChoiceDelta) -> list[Mapping[str, Any]]:
         """What a delta adds to a stream; nothing if it has neither text nor an end."""
 
-
-def joined(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
-    """The deltas of one choice as one."""
-    return ChoiceDelta(
-        deltas[-1].index,
-        "".join(delta.text for delta in deltas),
-        [token for delta in deltas for token in delta.tokens],
-        [logprob for delta in deltas for logprob in delta.logprobs],
-        [offset for delta in deltas for offset in delta.offsets],
-        deltas[-1].finish_reason,
-        deltas[-1].stop_reason,
-        deltas[0].prompt_logprobs,
-    )
+    def _events(self, choices: Sequence[Mapping[str, Any]], usage: UsageNow) -> bytes:
+        if not choices:
+            return b""
+        now = usage() if self._options.continuous_usage_stats else None
+        return b"".join(event(self.chunk([choice], now)) for choice in choices)

@@ -11,9 +11,9 @@ from quire.pipelines.core.context import TextContext
 from quire.server.logs import request_details
 from quire.server.openai.generation import ChoiceDelta, Generation
 from quire.server.openai.origin import origin_of
-from quire.server.openai.reply_format import ReplyFormat
-from quire.server.openai.schema import GenerationRequest, StreamOptions
+from quire.server.openai.schema import GenerationRequest
 from quire.server.openai.sse import EventStream
+from quire.server.openai.wire_format import WireFormat
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; seen by logs and metrics only."""
@@ -26,7 +26,7 @@ async def respond(
     http: Request,
     request: GenerationRequest,
     contexts: Sequence[TextContext],
-    reply: ReplyFormat,
+    reply: WireFormat,
     *,
     starts_fresh: bool,
     headers: Mapping[str, str],
@@ -59,7 +59,6 @@ async def respond(
         return EventStream(
             generation,
             reply,
-            request.stream_options or StreamOptions(),
             heartbeat=http.app.state.settings.stream_heartbeat,
             headers=headers,
         )
@@ -69,9 +68,7 @@ async def respond(
             generation.describe(details)
 
 
-async def _whole(
-    generation: Generation, reply: ReplyFormat, headers: Mapping[str, str]
-) -> Response:
+async def _whole(generation: Generation, reply: WireFormat, headers: Mapping[str, str]) -> Response:
     deltas: list[list[ChoiceDelta]] = [[] for _ in range(generation.num_choices)]
     while (delta := await generation.next()) is not None:
         deltas[delta.index].append(delta)

@@ -1,9 +1,7 @@
-"""`EventStream`: a generation as server-sent events.
+"""`EventStream`: a generation as server-sent events, in an endpoint's own format.
 
-    data: {...}        one chunk
-    data: {"error"..}  what went wrong after the first chunk
-    data: [DONE]       the end, always
-    : ping             nothing happened for a while; clients skip comments
+Silence is broken by a comment or an event that clients skip. The end, or what went wrong after the
+first byte, is always said.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -20,19 +18,16 @@ from starlette.types import Receive, Scope, Send
 from quire.server.errors import ApiError, InternalError
 from quire.server.logs import request_details
 from quire.server.openai.generation import ChoiceDelta, Generation
-from quire.server.openai.reply_format import ReplyFormat
-from quire.server.openai.schema import StreamOptions
+from quire.server.openai.replies import Usage
+from quire.server.openai.wire_format import WireFormat
 
 logger = logging.getLogger(__name__)
 
-_DONE = b"data: [DONE]\n\n"
-_PING = b": ping\n\n"
-
 
 class EventStream(Response):
-    """Writes the chunks of `generation` and closes it, however the connection ends.
+    """Writes the events of `generation` and closes it, however the connection ends.
 
-    `heartbeat`: seconds of silence before a comment keeps proxies and clients waiting.
+    `heartbeat`: seconds of silence before a ping keeps proxies and clients waiting.
     """
 
     media_type = "text/event-stream"
@@ -40,8 +35,7 @@ class EventStream(Response):
     def __init__(
         self,
         generation: Generation,
-        reply: ReplyFormat,
-        options: StreamOptions,
+        reply: WireFormat,
         *,
         heartbeat: float,
         headers: Mapping[str, str],
@@ -52,7 +46,6 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._generation = generation
         self._reply = reply
-        self._options = options
         self._heartbeat = heartbeat
         self._send: Send
 
@@ -72,22 +65,23 @@ class EventStream(Response):
             self._generation.describe(request_details(scope))
 
     async def _run(self) -> None:
-        generation = self._generation
+        generation, reply = self._generation, self._reply
         try:
-            opening = (self._reply.opening(index) for index in range(generation.num_choices))
-            await self._write_choices([choice for choices in opening for choice in choices])
+            await self._write(reply.begin(generation.num_choices, self._usage))
             while (delta := await self._next()) is not None:
-                await self._write_choices(self._reply.pieces(delta))
+                await self._write(reply.feed(delta, self._usage))
             if not generation.is_complete:
                 return
-            if self._options.include_usage:
-                await self._write(_event(self._reply.chunk([], generation.usage)))
+            last = reply.end(self._usage)
         except ApiError as error:
-            await self._write(_event(error.body))
+            last = reply.failed(error)
         except Exception:
             logger.exception("stream failed")
-            await self._write(_event(InternalError("The server failed on this request").body))
-        await self._write(_DONE, is_last=True)
+            last = reply.failed(InternalError("The server failed on this request"))
+        await self._write(last, is_last=True)
+
+    def _usage(self) -> Usage:
+        return self._generation.usage
 
     async def _next(self) -> ChoiceDelta | None:
         while True:
@@ -95,18 +89,15 @@ class EventStream(Response):
                 async with asyncio.timeout(self._heartbeat):
                     return await self._generation.next()
             except TimeoutError:
-                await self._write(_PING)
-
-    async def _write_choices(self, choices: list[Mapping[str, Any]]) -> None:
-        if choices:
-            usage = self._generation.usage if self._options.continuous_usage_stats else None
-            events = [_event(self._reply.chunk([choice], usage)) for choice in choices]
-            await self._write(b"".join(events))
+                await self._write(self._reply.ping)
 
     async def _write(self, data: bytes, *, is_last: bool = False) -> None:
-        """Send `data`; waits while the connection's buffer is full, until it is cut off."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
+        """Send `data`, if any; waits while the connection's buffer is full, until it is cut off."""
+        if data or is_last:
+            await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
 
 
-def _event(value: Mapping[str, Any]) -> bytes:
-    return b"data: " + orjson.dumps(value) + b"\n\n"
+def event(value: Mapping[str, Any], name: str | None = None) -> bytes:
+    """One event with `value` as its data, called `name` if it has one."""
+    head = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return head + b"data: " + orjson.dumps(value) + b"\n\n"
