@@ -156,7 +156,8 @@ def measure(
 def main() -> int:
     found = list(every_operation())
     parser = argparse.ArgumentParser(description="Time every case of every kernel op.")
-    parser.add_argument("--op", action="append", choices=[operation.name for operation in found])
+    names = [operation.name for operation in found]
+    parser.add_argument("--op", action="append", choices=names, metavar="OP")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(

@@ -134,7 +134,7 @@ def compiled_rows(name: str, capability: int) -> list[Row]:
 def main() -> int:
     names = [operation.name for operation in every_operation()]
     parser = argparse.ArgumentParser(description="Compile every kernel for GPUs that are not here.")
-    parser.add_argument("--op", nargs="+", choices=names, default=names)
+    parser.add_argument("--op", nargs="+", choices=names, default=names, metavar="OP")
     parser.add_argument("--capability", nargs="+", type=int, default=list(SHARED_LIMIT))
     parser.add_argument("--json", type=Path, help="write one JSON line per kernel and target")
     options = parser.parse_args()

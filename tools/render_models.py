@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "shared"))
 
+import transformers
 from parity.cases import Case, all_cases
 
 from quire.pipelines.architectures.parity import (
@@ -97,6 +98,7 @@ def main() -> None:
     order = {row.name: index for index, row in enumerate(listed_architectures())}
     cases = sorted(all_cases(), key=lambda case: (order[case.architecture], case.encoding))
     if sys.argv[1:] != ["--check"]:
+        transformers.logging.disable_progress_bar()
         rows = [measure(case) for case in cases]
         data = {"measured_with": versions(), "rows": [asdict(row) for row in rows]}
         DATA.write_text(json.dumps(data, indent=1) + "\n")

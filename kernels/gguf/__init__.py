@@ -43,7 +43,7 @@ def dequantize_gguf(
     Args:
         weight_bytes: [N, bytes per row] uint8: each row's blocks as the file has them,
             contiguous.
-        encoding: "Q4_0", "Q8_0", "Q4_K", "Q5_K" or "Q6_K" (block layouts: `encodings`).
+        encoding: one of `encodings.ENCODINGS`, such as "Q4_0" or "Q6_K".
         out_dtype: bfloat16, float16 or float32.
 
     Returns:

@@ -11,10 +11,17 @@ from quire.kernels.gguf.encodings import ENCODINGS
 SCALES = MappingProxyType(
     {
         "Q4_0": ((0,), 8),
+        "Q4_1": ((0, 2), 15),
+        "Q5_0": ((0,), 16),
+        "Q5_1": ((0, 2), 31),
         "Q8_0": ((0,), 127),
+        "IQ4_NL": ((0,), 127),
+        "Q2_K": ((80, 82), 15 * 3),
+        "Q3_K": ((108,), 32 * 4),
         "Q4_K": ((0, 2), 63 * 15),
         "Q5_K": ((0, 2), 63 * 31),
         "Q6_K": ((208,), 127 * 32),
+        "IQ4_XS": ((0,), 32 * 127),
     }
 )
 """Where a block has its float16 scales, and the greatest number they multiply."""

@@ -1,7 +1,6 @@
 """GGUF block layouts: how many weights and bytes a block has.
 
-As in ggml (https://github.com/ggml-org/ggml, `src/ggml-common.h`: block_q4_0, block_q8_0,
-block_q4_K, block_q5_K, block_q6_K).
+As in ggml (https://github.com/ggml-org/ggml, `src/ggml-common.h`: block_q4_0 ... block_iq4_xs).
 """
 
 from dataclasses import dataclass
@@ -19,10 +18,17 @@ class BlockParameters:
 ENCODINGS = MappingProxyType(
     {
         "Q4_0": BlockParameters(32, 18),
+        "Q4_1": BlockParameters(32, 20),
+        "Q5_0": BlockParameters(32, 22),
+        "Q5_1": BlockParameters(32, 24),
         "Q8_0": BlockParameters(32, 34),
+        "IQ4_NL": BlockParameters(32, 18),
+        "Q2_K": BlockParameters(256, 84),
+        "Q3_K": BlockParameters(256, 110),
         "Q4_K": BlockParameters(256, 144),
         "Q5_K": BlockParameters(256, 176),
         "Q6_K": BlockParameters(256, 210),
+        "IQ4_XS": BlockParameters(256, 136),
     }
 )
 

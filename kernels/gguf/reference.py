@@ -8,6 +8,9 @@ import torch
 from quire.kernels.gguf.encodings import block_parameters, in_features
 from quire.kernels.linear.reference import linear_reference
 
+CURVE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""What nibbles stand for in IQ4_NL and IQ4_XS (`src/ggml-common.h`: kvalues_iq4nl)."""
+
 
 def _half(blocks: torch.Tensor, offset: int) -> torch.Tensor:
     """The float16 at `offset` of each block, as float32 [..., 1]."""
@@ -24,9 +27,88 @@ def _q4_0(blocks: torch.Tensor) -> torch.Tensor:
     return _half(blocks, 0) * (_nibbles(blocks[..., 2:]).flatten(-2).float() - 8)
 
 
+def _q4_1(blocks: torch.Tensor) -> torch.Tensor:
+    """float16 d and m, 16 bytes: value = d * nibble + m."""
+    return _half(blocks, 0) * _nibbles(blocks[..., 4:]).flatten(-2).float() + _half(blocks, 2)
+
+
+def _with_fifth_bits(blocks: torch.Tensor, offset: int) -> torch.Tensor:
+    """4 bytes of fifth bits at `offset`, then 16 of nibbles: 32 numbers of 5 bits."""
+    shift = torch.arange(8, dtype=torch.uint8, device=blocks.device)
+    fifth = (blocks[..., offset : offset + 4, None] >> shift & 1).flatten(-2)
+    return _nibbles(blocks[..., offset + 4 :]).flatten(-2) | fifth << 4
+
+
+def _q5_0(blocks: torch.Tensor) -> torch.Tensor:
+    """float16 d: value = d * (number - 16)."""
+    return _half(blocks, 0) * (_with_fifth_bits(blocks, 2).float() - 16)
+
+
+def _q5_1(blocks: torch.Tensor) -> torch.Tensor:
+    """float16 d and m: value = d * number + m."""
+    return _half(blocks, 0) * _with_fifth_bits(blocks, 4).float() + _half(blocks, 2)
+
+
 def _q8_0(blocks: torch.Tensor) -> torch.Tensor:
     """float16 d, 32 int8: value = d * number."""
     return _half(blocks, 0) * blocks[..., 2:].contiguous().view(torch.int8).float()
+
+
+def _on_curve(nibbles: torch.Tensor) -> torch.Tensor:
+    """The numbers that nibbles stand for in IQ4_NL and IQ4_XS."""
+    return torch.tensor(CURVE, dtype=torch.float32, device=nibbles.device)[nibbles.long()]
+
+
+def _iq4_nl(blocks: torch.Tensor) -> torch.Tensor:
+    """float16 d, 16 bytes: value = d * CURVE[nibble]."""
+    return _half(blocks, 0) * _on_curve(_nibbles(blocks[..., 2:]).flatten(-2))
+
+
+def _iq4_xs(blocks: torch.Tensor) -> torch.Tensor:
+    """float16 d, upper 2 bits of 8 scales, their low 4, 128 bytes.
+
+    value = d * (scale - 32) * CURVE[nibble], 32 numbers to a scale.
+    """
+    shift = torch.arange(0, 8, 2, dtype=torch.uint8, device=blocks.device)
+    high = (blocks[..., 2:4, None] >> shift & 3).flatten(-2)
+    low = _nibbles(blocks[..., 4:8, None]).flatten(-3)
+    scale = _half(blocks, 0) * ((low | high << 4).float() - 32)
+    quants = _nibbles(torch.unflatten(blocks[..., 8:], -1, (8, 16))).flatten(-2)
+    return (scale[..., None] * _on_curve(quants)).flatten(-2)
+
+
+def _two_bits(packed: torch.Tensor) -> torch.Tensor:
+    """64 bytes to [..., 16, 16]: of each 32 bytes the lowest bits, then the next, ..."""
+    shift = torch.arange(0, 8, 2, dtype=torch.uint8, device=packed.device)[:, None]
+    numbers = torch.unflatten(packed, -1, (2, 1, 32)) >> shift & 3
+    return torch.unflatten(numbers.flatten(-3), -1, (16, 16))
+
+
+def _q2_k(blocks: torch.Tensor) -> torch.Tensor:
+    """16 bytes of scale (low half) and minimum, 64 bytes, float16 d and dmin.
+
+    value = d * scale * number - dmin * minimum, 16 numbers to a scale.
+    """
+    scale = _half(blocks, 80) * (blocks[..., :16] & 15).float()
+    minimum = _half(blocks, 82) * (blocks[..., :16] >> 4).float()
+    numbers = _two_bits(blocks[..., 16:80]).float()
+    return (scale[..., None] * numbers - minimum[..., None]).flatten(-2)
+
+
+def _q3_k(blocks: torch.Tensor) -> torch.Tensor:
+    """32 bytes of upper bits, 64 of the lower two, 12 of scales, float16 d.
+
+    value = d * (scale - 32) * (number - 4), 16 numbers to a scale. Bit i of the upper bits belongs
+    to the i-th 32 numbers. Scales have their low 4 bits in the nibbles of bytes 0-7 and the upper 2
+    in bytes 8-11.
+    """
+    shift = torch.arange(8, dtype=torch.uint8, device=blocks.device)[:, None]
+    upper = torch.unflatten((blocks[..., None, :32] >> shift & 1).flatten(-2), -1, (16, 16))
+    numbers = (_two_bits(blocks[..., 32:96]) | upper << 2).float() - 4
+    low = _nibbles(blocks[..., 96:104]).flatten(-2)
+    high = (blocks[..., None, 104:108] >> shift[::2] & 3).flatten(-2)
+    scale = _half(blocks, 108) * ((low | high << 4).float() - 32)
+    return (scale[..., None] * numbers).flatten(-2)
 
 
 def _scales_and_minima(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,7 +157,20 @@ def _q6_k(blocks: torch.Tensor) -> torch.Tensor:
 
 
 DEQUANTIZERS: MappingProxyType[str, Callable[[torch.Tensor], torch.Tensor]] = MappingProxyType(
-    {"Q4_0": _q4_0, "Q8_0": _q8_0, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k}
+    {
+        "Q4_0": _q4_0,
+        "Q4_1": _q4_1,
+        "Q5_0": _q5_0,
+        "Q5_1": _q5_1,
+        "Q8_0": _q8_0,
+        "IQ4_NL": _iq4_nl,
+        "Q2_K": _q2_k,
+        "Q3_K": _q3_k,
+        "Q4_K": _q4_k,
+        "Q5_K": _q5_k,
+        "Q6_K": _q6_k,
+        "IQ4_XS": _iq4_xs,
+    }
 )
 
 

@@ -74,7 +74,7 @@ def test_extreme_bytes_dequantize_to_the_bits_of_gguf(
         assert same_bits(dequantize(rows, encoding), oracle(rows, encoding))
 
 
-@pytest.mark.parametrize("encoding", ["Q4_0", "Q8_0"])
+@pytest.mark.parametrize("encoding", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
 def test_weights_that_gguf_quantized_come_back(encoding: str) -> None:
     weight = torch.randn(6, 96, generator=torch.Generator().manual_seed(4))
     kind = gguf.GGMLQuantizationType[encoding]
@@ -82,7 +82,8 @@ def test_weights_that_gguf_quantized_come_back(encoding: str) -> None:
 
     restored = dequantize_gguf(stored, encoding)
 
-    step = weight.unflatten(1, (3, 32)).abs().amax(-1) / {"Q4_0": 8, "Q8_0": 127}[encoding]
+    steps = {"Q4_0": 8, "Q4_1": 7, "Q5_0": 16, "Q5_1": 15, "Q8_0": 127}[encoding]
+    step = weight.unflatten(1, (3, 32)).abs().amax(-1) / steps
     error = (restored - weight).unflatten(1, (3, 32)).abs().amax(-1)
     assert (error <= 1.01 * step).all()
 
@@ -147,8 +148,8 @@ def test_infinite_scales_stay_infinite() -> None:
 
 def test_wrong_inputs_are_named() -> None:
     x, rows = torch.ones(3, 64), torch.zeros(5, 36, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="encoding must be one of Q4_0, .*, Q6_K, got 'Q4_1'"):
-        matmul_gguf(x, rows, "Q4_1")
+    with pytest.raises(ValueError, match="encoding must be one of Q4_0, .*, Q6_K, .*got 'Q8_1'"):
+        matmul_gguf(x, rows, "Q8_1")
     with pytest.raises(ValueError, match="weight_bytes must be of uint8, got int8"):
         matmul_gguf(x, rows.char(), "Q4_0")
     with pytest.raises(ValueError, match="whole Q8_0 blocks of 34 bytes, got 36 bytes"):

@@ -18,7 +18,11 @@ from quire.pipelines.weights.tensor_entry import TensorEntry
 BLOCK_TYPES: Mapping[str, GgmlType] = {
     stored.name: stored
     for stored in GGML_TYPES.values()
-    if stored.name in ("Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+    if stored.name
+    in (
+        *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"),
+        *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"),
+    )
 }
 """Those that `kernels.gguf` computes with, by name."""
 

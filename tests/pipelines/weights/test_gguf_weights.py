@@ -135,7 +135,7 @@ def test_long_weights_are_dequantized_piece_by_piece(monkeypatch: pytest.MonkeyP
     assert torch.equal(dequantize_rows(blocks, "Q6_K", torch.bfloat16), whole)
 
 
-@pytest.mark.parametrize("kind", ["Q4_1", "Q5_0", "IQ2_XS", "MXFP4", "TQ1_0", "F64", "I8"])
+@pytest.mark.parametrize("kind", ["Q8_1", "IQ2_XS", "MXFP4", "TQ1_0", "F64", "I8"])
 def test_other_types_are_refused_by_name(kind: str, tmp_path: Path) -> None:
     elements, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     rows = np.zeros((256, 256 // elements * size), np.uint8)
@@ -150,7 +150,7 @@ def test_other_types_are_refused_by_name(kind: str, tmp_path: Path) -> None:
         ModelError,
         match=(
             "a.gguf: blk.0.ffn_gate.weight: expected one of the ggml types F32, BF16, F16, "
-            f"Q4_0, Q8_0, Q4_K, Q5_K, Q6_K, found {kind}$"
+            f"Q4_0, .*Q5_1, .*Q6_K, .*IQ4_XS, found {kind}$"
         ),
     ):
         load_model_spec(path)

@@ -33,7 +33,10 @@ ARCHITECTURES: Mapping[str, gguf.MODEL_ARCH] = {
 Chooser = Callable[[str], GgmlType]
 """From a tensor's GGUF name to the type it is stored as."""
 
-_QUANTIZED_BY_PACKAGE = (GgmlType.Q4_0, GgmlType.Q8_0, GgmlType.F16, GgmlType.BF16)
+_QUANTIZED_BY_PACKAGE = (
+    *(GgmlType.Q4_0, GgmlType.Q4_1, GgmlType.Q5_0, GgmlType.Q5_1, GgmlType.Q8_0),
+    *(GgmlType.F16, GgmlType.BF16),
+)
 
 
 def all_of(kind: str) -> Chooser:
@@ -46,6 +49,13 @@ def mixed(name: str) -> GgmlType:
     if any(part in name for part in ("attn_v", "ffn_down", "token_embd", "output.")):
         return GgmlType.Q6_K
     return GgmlType.Q5_K if "attn_k" in name else GgmlType.Q4_K
+
+
+def mixed_small(name: str) -> GgmlType:
+    """As Q4_K_M where rows are no multiple of 256: K types fall back to others."""
+    if any(part in name for part in ("attn_v", "ffn_down", "token_embd", "output.")):
+        return GgmlType.Q8_0
+    return GgmlType.Q5_1 if "attn_k" in name else GgmlType.Q5_0
 
 
 def write_gguf(

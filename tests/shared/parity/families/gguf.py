@@ -7,7 +7,7 @@ from typing import Any
 import transformers
 from parity.cases import ParityCase
 from parity.families.llama import LLAMA3, LONGROPE, YARN
-from parity.gguf_writer import Chooser, all_of, mixed, write_gguf
+from parity.gguf_writer import Chooser, all_of, mixed, mixed_small, write_gguf
 from parity.moe_models import spread_mixture
 from parity.random_models import SIZES, randomize
 
@@ -48,8 +48,12 @@ def _case(
 CASES = [
     *(
         _case("llama", "Llama", kind, **WIDE)
-        for kind in ("F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+        for kind in (
+            *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"),
+            *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"),
+        )
     ),
+    _case("llama narrow", "Llama", "Q4_K_M", mixed_small),
     _case("llama", "Llama", "Q4_K_M", mixed, **{**WIDE, "num_hidden_layers": 2}),
     _case("llama tied", "Llama", "Q4_K_M", mixed, **WIDE, tie_word_embeddings=True),
     _case("llama biases", "Llama", "Q8_0", attention_bias=True, mlp_bias=True),
