@@ -24,6 +24,10 @@ class SchedulerConfig:
     max_length: int
     """Prompt plus output tokens of one context."""
     enable_prefix_caching: bool = True
+    itl_target: float | None = None
+    """Seconds that a step with decodes is to take at most, by cutting prompts; None: any."""
+    itl_stretch: float = 0.0
+    """It may take as many steps of decodes alone if that is longer."""
 
     def __post_init__(self) -> None:
         if not self.page_groups:

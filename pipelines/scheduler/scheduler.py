@@ -8,9 +8,10 @@ from collections.abc import Iterable
 
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.messages import EngineStats
-from quire.pipelines.core.plan import PlanRow, StepPlan, StepResult
+from quire.pipelines.core.plan import GRAMMAR_REFUSES, INVALID_STATES, PlanRow, StepPlan, StepResult
 from quire.pipelines.kv_cache.manager import PagedKVCacheManager
 from quire.pipelines.scheduler.config import SchedulerConfig
+from quire.pipelines.scheduler.prefill_budget import PrefillBudget
 from quire.pipelines.scheduler.queue import ScheduledContext, WaitingQueue
 from quire.pipelines.scheduler.step_rows import StepRows
 
@@ -34,6 +35,11 @@ class Scheduler:
             page_size=config.page_size,
             max_chunk=config.max_batch_input_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
+        )
+        self._prefill_budget = (
+            None
+            if config.itl_target is None
+            else PrefillBudget(config.itl_target, config.itl_stretch, config.page_size)
         )
         self._waiting = WaitingQueue()
         self._running: dict[int, ScheduledContext] = {}
@@ -88,7 +94,7 @@ class Scheduler:
             )
             for entry in decodes
         ]
-        budget = self.config.max_batch_input_tokens - len(rows)
+        budget = available = self._prefill_tokens_for(len(rows))
         # At most one: what a cut prompt leaves of a step is less than a page, so whatever starts
         # beside it runs whole.
         for entry in prefills:
@@ -99,8 +105,22 @@ class Scheduler:
             return None
         self._steps += 1
         self._decode_tokens += len(decodes)
-        self._prefill_tokens += self.config.max_batch_input_tokens - budget - len(decodes)
+        self._prefill_tokens += available - budget
         return StepPlan(rows)
+
+    def _prefill_tokens_for(self, num_decodes: int) -> int:
+        """Prompt tokens that a step beside so many decodes may take."""
+        room = self.config.max_batch_input_tokens - num_decodes
+        if self._prefill_budget is None or not num_decodes:
+            return room
+        return min(room, self._prefill_budget.tokens)
+
+    def observe(self, plan: StepPlan, seconds: float) -> None:
+        """How long a step took: what the cuts of later prompts are learned from."""
+        if self._prefill_budget is not None:
+            prefills = [row.count for row in plan.rows if row.count > 1]
+            num_decodes = len(plan.rows) - len(prefills)
+            self._prefill_budget.observe(num_decodes, sum(prefills), seconds)
 
     def apply(self, plan: StepPlan, result: StepResult) -> StepRows:
         """Account for a step that ran. Rows aborted since it was planned are passed over.
@@ -286,7 +306,12 @@ class Scheduler:
 
     def _append_token(self, entry: ScheduledContext, token: int, output: StepRows) -> None:
         context = entry.context
-        context.update(token)
+        try:
+            context.update(token)
+        except ValueError:
+            # The library's masks were seen to let through what it then refuses.
+            self._fail(entry, GRAMMAR_REFUSES, output)
+            return
         self._commit(entry)
         output.append(context, token, entry.queue_seconds)
         if context.is_done:
@@ -295,7 +320,7 @@ class Scheduler:
 
     def _end_pooled(self, entry: ScheduledContext, vector: bytes, output: StepRows) -> None:
         if not vector:
-            self._fail(entry, "the model's states are not finite", output)
+            self._fail(entry, INVALID_STATES, output)
             return
         entry.context.tokens.advance_last()
         self._commit(entry)

@@ -96,7 +96,9 @@ class Engine:
             self._runner.scrub(pages)
         result = self._runner.execute(plan)
         rows = self.scheduler.apply(plan, result)
-        self._step_seconds += self._clock() - start
+        seconds = self._clock() - start
+        self.scheduler.observe(plan, seconds)
+        self._step_seconds += seconds
         return self._frame(rows, plan.num_tokens)
 
     def stats_frame(self) -> StepOutput:

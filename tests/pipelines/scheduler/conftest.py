@@ -174,6 +174,7 @@ class Simulation:
             max_batch_input_tokens=page_size + draw.choice([0, 1, 5, 12, 40]),
             max_length=96,
             enable_prefix_caching=draw.random() < 0.8,
+            itl_target=random.Random(seed).choice([None, 1e-12, 1.0]),  # without a draw
         )
         self.faults = {
             name: draw.choice([0.0, rate])

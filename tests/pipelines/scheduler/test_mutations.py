@@ -47,7 +47,7 @@ MUTATIONS = [
         "prefills",
     ),
     (Scheduler, "_chunk", "* self.config.page_size", "* self.config.page_size + budget % 2"),
-    (Scheduler, "plan", "max_batch_input_tokens - len(rows)", "max_batch_input_tokens"),
+    (Scheduler, "_prefill_tokens_for", "batch_input_tokens - num_decodes", "batch_input_tokens"),
     (Scheduler, "_admit_first", "self._waiting.first()", "self._waiting._heap[-1][1]"),
     (Scheduler, "_start", "context.tokens.skip_processing(hit_tokens)", "pass"),
     (Scheduler, "_start", "context.cached_prefix_length is None", "True"),
