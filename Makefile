@@ -9,7 +9,7 @@ APART := tests/parity tests/kernels tests/pipelines tests/config tests/tools
 # The folders server/, kernels/, ... must not be importable by their flat names.
 export PYTHONSAFEPATH = 1
 
-.PHONY: help install install-test serve test check types kernels-compile bench bench-kernels wheel clean
+.PHONY: help install install-test serve test test-slow check types kernels-compile bench bench-kernels bench-cpu wheel clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -23,8 +23,12 @@ serve: install
 
 ## test           install the test extra and run the whole suite
 test: install-test
-	$(BIN)/python -m pytest -q -n auto --dist loadfile $(APART) $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -q $(APART:%=--ignore %) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile $(APART) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -m "not slow" $(APART:%=--ignore %) $(PYTEST_ARGS)
+
+## test-slow      what `make test` leaves out: long fuzzing, lm-eval; minutes
+test-slow: $(VENV)/.installed-eval
+	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
 
 ## check          ruff, mypy --strict, layers, file and function budgets
 check: install-test types
@@ -32,6 +36,7 @@ check: install-test types
 	$(BIN)/ruff format --check .
 	$(BIN)/python tools/check_budgets.py
 	$(BIN)/python tools/render_flags.py --check
+	$(BIN)/python tools/render_api.py --check
 	$(BIN)/python tools/render_kernels.py --check
 	$(BIN)/python tools/render_models.py --check
 	$(BIN)/python -m pytest -q tests/test_layering.py tests/test_layout.py
@@ -54,6 +59,10 @@ bench: install-test
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/serving.py
 
+## bench-cpu      Quire and installed peers on this CPU; BENCH_ARGS='--rounds 3 --peer vllm=PYTHON'
+bench-cpu: install-test
+	$(BIN)/python benchmarks/cpu.py $(BENCH_ARGS)
+
 ## wheel          build dist/*.whl
 wheel: install-test
 	rm -rf build/lib* dist
@@ -72,3 +81,7 @@ $(VENV)/.installed: pyproject.toml setup.py tools/install.sh
 $(VENV)/.installed-test: pyproject.toml setup.py tools/install.sh
 	sh tools/install.sh $(PYTHON) $(VENV) ".[test]"
 	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-eval: pyproject.toml setup.py tools/install.sh
+	sh tools/install.sh $(PYTHON) $(VENV) ".[test,eval]"
+	touch $@ $(VENV)/.installed-test $(VENV)/.installed

@@ -1,13 +1,16 @@
 """`quire bench`: a streaming load on any OpenAI-compatible server, closed loop.
 
 TTFT is send to first chunk with text or tokens; TPOT is (last - first chunk) / (output tokens - 1)
-per request; tokens are the server's own usage counts. Definitions follow vLLM's bench serve.
+per request; ITL are the times between chunks; tokens are the server's own usage counts. Definitions
+follow vLLM's bench serve.
 """
 
 import asyncio
+import itertools
 import random
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import httpx2
@@ -30,15 +33,21 @@ class Load:
 
 @dataclass(frozen=True)
 class Sample:
-    """One finished request, seconds."""
+    """One finished request, seconds; `chunk_times` on the clock of `time.perf_counter`."""
 
     ttft: float
     total: float
     output_tokens: int
+    chunk_times: tuple[float, ...] = ()
 
     @property
     def tpot(self) -> float:
         return (self.total - self.ttft) / max(1, self.output_tokens - 1)
+
+    @property
+    def gaps(self) -> list[float]:
+        """Seconds from each chunk to the next."""
+        return [after - before for before, after in itertools.pairwise(self.chunk_times)]
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,8 @@ class Report:
     ttft_p99_ms: float
     tpot_p50_ms: float
     tpot_p99_ms: float
+    itl_p50_ms: float
+    itl_p99_ms: float
 
     def table(self) -> str:
         rows = [(name, f"{value:,.2f}") for name, value in asdict(self).items()]
@@ -70,27 +81,13 @@ async def run_load(load: Load) -> Report:
     async with httpx2.AsyncClient(
         base_url=load.url, headers=headers, timeout=600.0, limits=limits
     ) as client:
-        draw = random.Random(load.seed)
-        # Ids above the specials and inside any vocabulary; distinct prompts, so no prefix hits.
-        bodies = [
-            {
-                **({"model": load.model} if load.model else {}),
-                "prompt": [draw.randrange(100, 1000) for _ in range(load.prompt_tokens)],
-                "max_tokens": load.output_tokens,
-                "temperature": 0,
-                "ignore_eos": True,
-                "stream": True,
-                "stream_options": {"include_usage": True},
-            }
-            for _ in range(load.requests)
-        ]
-        pending = iter(bodies)
+        pending = iter(bodies(load))
         samples: list[Sample] = []
         errors: list[str] = []
 
         async def caller() -> None:
             for body in pending:
-                result = await _one(client, body)
+                result = await stream_one(client, body)
                 if isinstance(result, Sample):
                     samples.append(result)
                 else:
@@ -104,9 +101,28 @@ async def run_load(load: Load) -> Report:
     return _report(samples, len(errors), seconds)
 
 
-async def _one(client: httpx2.AsyncClient, body: dict[str, object]) -> Sample | str:
+def bodies(load: Load) -> list[dict[str, object]]:
+    """The requests of a load."""
+    draw = random.Random(load.seed)
+    # Ids above the specials and inside any vocabulary; distinct prompts, so no prefix hits.
+    return [
+        {
+            **({"model": load.model} if load.model else {}),
+            "prompt": [draw.randrange(100, 1000) for _ in range(load.prompt_tokens)],
+            "max_tokens": load.output_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        for _ in range(load.requests)
+    ]
+
+
+async def stream_one(client: httpx2.AsyncClient, body: dict[str, object]) -> Sample | str:
+    """Send one request; the server's answer where it is none."""
     started = time.perf_counter()
-    first = None
+    times: list[float] = []
     tokens = 0
     async with client.stream("POST", "/v1/completions", json=body) as response:
         if response.status_code != 200:
@@ -117,24 +133,33 @@ async def _one(client: httpx2.AsyncClient, body: dict[str, object]) -> Sample | 
             chunk = orjson.loads(line.removeprefix("data: "))
             if "error" in chunk:
                 return line
-            if chunk["choices"] and first is None:
-                first = time.perf_counter()
+            if chunk["choices"]:
+                times.append(time.perf_counter())
             if chunk.get("usage"):
                 tokens = chunk["usage"]["completion_tokens"]
     ended = time.perf_counter()
-    return Sample((first or ended) - started, ended - started, tokens)
+    first = times[0] if times else ended
+    return Sample(first - started, ended - started, tokens, tuple(times))
 
 
 def _report(samples: list[Sample], failed: int, seconds: float) -> Report:
-    ttfts = sorted(sample.ttft * 1e3 for sample in samples)
-    tpots = sorted(sample.tpot * 1e3 for sample in samples)
+    ttfts = [sample.ttft * 1e3 for sample in samples]
+    tpots = [sample.tpot * 1e3 for sample in samples]
+    gaps = [gap * 1e3 for sample in samples for gap in sample.gaps] or [0.0]
     return Report(
         requests=len(samples),
         failed=failed,
         seconds=seconds,
         output_tokens_per_second=sum(sample.output_tokens for sample in samples) / seconds,
         ttft_p50_ms=statistics.median(ttfts),
-        ttft_p99_ms=ttfts[min(len(ttfts) - 1, int(len(ttfts) * 0.99))],
+        ttft_p99_ms=percentile_99(ttfts),
         tpot_p50_ms=statistics.median(tpots),
-        tpot_p99_ms=tpots[min(len(tpots) - 1, int(len(tpots) * 0.99))],
+        tpot_p99_ms=percentile_99(tpots),
+        itl_p50_ms=statistics.median(gaps),
+        itl_p99_ms=percentile_99(gaps),
     )
+
+
+def percentile_99(values: Sequence[float]) -> float:
+    """Of few values the greatest."""
+    return sorted(values)[min(len(values) - 1, int(len(values) * 0.99))]
