@@ -1,0 +1,1 @@
+"""OpenAI's Responses: conversations of items, replies that are kept, streams of typed events."""
