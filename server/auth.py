@@ -169,11 +169,14 @@ class AuthMiddleware:
         await self._app(scope, receive, send)
 
     def _caller(self, headers: Headers) -> Caller:
-        presented = headers.getlist("x-api-key")
+        presented = []
         for value in headers.getlist("authorization"):
             scheme, _, token = value.partition(" ")
             if scheme.lower() == "bearer":
                 presented.append(token.strip())
+        # Clients of Anthropic may send both, one of them meant for elsewhere: any of ours opens, and
+        # where both are ours, Authorization says who it is.
+        presented += headers.getlist("x-api-key")
         if not presented:
             raise Unauthorized("No API key: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'")
         callers = [caller for key in presented if (caller := self._keys.find(key)) is not None]
