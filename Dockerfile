@@ -35,7 +35,8 @@ FROM base AS runtime
 # A fixed number, so that volumes can be given to it.
 RUN groupadd --gid 10001 quire \
     && useradd --uid 10001 --gid quire --no-create-home --home-dir /data --shell /usr/sbin/nologin quire \
-    && install -d -o quire -g quire /data /data/huggingface /data/triton
+    && install -d -o quire -g quire /data /data/huggingface /data/triton \
+    && install -d -o quire -g quire -m 700 /data/state
 ENV PATH=/opt/quire/bin:$PATH \
     PYTHONSAFEPATH=1 \
     PYTHONDONTWRITEBYTECODE=1 \

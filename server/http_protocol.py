@@ -49,6 +49,23 @@ class HeadersTooLarge(InvalidRequest):
     code = "headers_too_large"
 
 
+class _UnchunkedReply(RequestResponseCycle):
+    """A reply to HTTP/1.0, which has no chunks: a body of unknown length ends with the connection
+    (RFC 9112, 6.3)."""
+
+    ends_with_connection = False
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            names = {name.lower() for name, _ in message.get("headers", ())}
+            if b"content-length" not in names:
+                self.ends_with_connection = True
+                self.chunked_encoding = False
+        elif self.ends_with_connection:
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
+
+
 class BoundedHttpProtocol(HttpToolsProtocol):
     """One connection. A request whose headers are too large or too slow is refused and the
     connection closed; so is one whose body does not end long after it was refused, and one whose
@@ -123,6 +140,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            # uvicorn makes the object itself, and calls `send` when its task runs.
+            self.cycle.__class__ = _UnchunkedReply
         self._in_headers = False
         self._in_body = True
         self._has_advanced = True
@@ -215,6 +235,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _on_deadline(self, seconds: float) -> None:
         if self.flow.read_paused or self._is_behind:
             # It is us who do not read on: an earlier request's reply is still under way.
+            self._arm(seconds)
+        elif self._in_body and not self.cycle.response_started:
+            # Whoever reads the body keeps its time; a large one may take long.
             self._arm(seconds)
         elif self._in_headers and self._unreported_bytes:
             self._refuse(RequestTimeout(f"The request did not arrive within {seconds:g} s"))

@@ -1,0 +1,1 @@
+"""Files and batches: JSONL in, JSONL out, kept in a folder that survives restarts."""
