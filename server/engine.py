@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from typing_extensions import TypedDict
+
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.logprobs import LogProbabilities
 from quire.pipelines.core.status import TextGenerationStatus
@@ -31,6 +33,41 @@ class StreamTimes:
     last_token: float | None = None
 
 
+class ChoiceTimeline(TypedDict):
+    """One context. Times are seconds after the request's arrival, None until they happen."""
+
+    index: int
+    state: str
+    """queued, running, or how it ended: stop, length, abort, error."""
+    error: str | None
+    """The code of what ended it."""
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    max_tokens: int | None
+    submitted_after: float
+    scheduled_after: float | None
+    """First schedule; known with the first token."""
+    first_token_after: float | None
+    last_token_after: float | None
+    ended_after: float | None
+    preemptions: int
+    resumes: int
+    """Worker deaths it survived."""
+    worker_epoch: int
+    """Of the worker that ran it last; 0 before there was one."""
+
+
+class RequestTrace(Protocol):
+    """What wants to know of a request's contexts."""
+
+    def on_admission(self, contexts: Sequence[TextContext]) -> None:
+        """Some or all of its contexts were admitted."""
+
+    def on_choice_end(self, context: TextContext, line: ChoiceTimeline) -> None:
+        """One of them ended; this may be after the reply."""
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who shows a known API key. Keys of one name are one caller, so that a key can be rotated."""
@@ -38,6 +75,9 @@ class Caller:
     identity: str
     """The name, or for a key without one its digest."""
     name: str | None
+    is_background: bool = False
+    """Whether it is nobody who waits for the reply, but a batch: it takes only places that live
+    requests leave, and counts apart from them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +91,7 @@ class Origin:
     """Monotonic seconds."""
     timeout: float | None = None
     """Seconds from its arrival in which it must be answered; then its contexts are aborted."""
+    trace: RequestTrace | None = None
 
     @property
     def seconds_left(self) -> float | None:

@@ -23,7 +23,7 @@ from quire.pipelines.core.messages import (
     Submit,
     ToWorker,
 )
-from quire.pipelines.core.plan import CONSTRAINT_ERRORS
+from quire.pipelines.core.plan import CONSTRAINT_ERRORS, CORRUPTION_ERRORS
 from quire.pipelines.core.status import TextGenerationStatus
 from quire.server.capacity import Capacity
 from quire.server.engine import Caller, Origin, TokenStream
@@ -35,8 +35,9 @@ from quire.server.errors import (
     InvalidRequest,
 )
 from quire.server.lifecycle import Lifecycle
-from quire.server.live_stream import LiveStream
-from quire.server.metrics import FinishReason, Metrics, RequestTimes
+from quire.server.live_stream import LiveStream, Siblings
+from quire.server.metrics import Metrics
+from quire.server.request_metrics import FinishReason, RequestTimes
 from quire.server.timelines import Timelines
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class EngineClient:
     """The engine as the HTTP layer uses it (`server.engine.Engine`).
 
     `capacity` is how many contexts may be live at once, running and queued together, and
-    `per_caller` how many of one API key.
+    `per_caller` how many of one API key; `background`: see `Capacity`.
     """
 
     def __init__(
@@ -67,14 +68,16 @@ class EngineClient:
         metrics: Metrics,
         *,
         per_caller: int | None = None,
+        background: int | None = None,
     ) -> None:
         self.max_length = 0
         self.timelines = Timelines()
-        self._capacity = Capacity(capacity, per_caller, metrics)
+        self._capacity = Capacity(capacity, per_caller, metrics, background=background)
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._ids = itertools.count(1)
         self._live: dict[int, LiveStream] = {}
+        metrics.watch_contexts(lambda: len(self._live))
         self._send: Callable[[ToWorker], None] | None = None
         self._epoch = 0
         self._draining = False
@@ -122,7 +125,7 @@ class EngineClient:
         self._capacity.check(len(contexts), origin.caller)
         if not self._live:
             self.last_progress = time.monotonic()
-        streams = [LiveStream(context, self._abandon, origin.caller) for context in contexts]
+        streams = self._streams(contexts, origin.caller)
         for stream in streams:
             self._live[stream.context.request_id] = stream
             if origin.timeout is not None and seconds_left is not None:
@@ -132,7 +135,6 @@ class EngineClient:
         self._capacity.add(len(streams), origin.caller)
         self.timelines.open(origin, streams, self._epoch)
         self._empty.clear()
-        self._metrics.on_admission(len(streams))
         if self._send is not None:
             self._send(_submission(self._epoch, contexts))
         return list(streams)
@@ -204,6 +206,8 @@ class EngineClient:
                 stream.cached_tokens = cached[row]
             status = TextGenerationStatus(statuses[row])
             if status is TextGenerationStatus.FAILED:
+                if output.errors[row] in CORRUPTION_ERRORS:
+                    self._metrics.requests.on_corrupted()
                 self._end(stream, _row_error(output.errors[row]))
                 continue
             if stream.context.pooling is not None:
@@ -226,6 +230,7 @@ class EngineClient:
             raise ProtocolError(f"request {stream.context.request_id}: ended without its embedding")
         stream.commit_embedding(vector, status)
         stream.times.first_token = stream.times.last_token = now
+        self._observe_prompt(stream)
         self._end(stream, None)
 
     def _add_prompts(self, output: StepOutput) -> None:
@@ -255,13 +260,29 @@ class EngineClient:
 
     # Inner workings.
 
+    def _streams(self, contexts: Sequence[TextContext], caller: Caller | None) -> list[LiveStream]:
+        """One per context; the choices of a prompt stand in a row, from number 0 on."""
+        firsts = [at for at, context in enumerate(contexts) if not at or context.choice == 0]
+        streams = []
+        for first, end in itertools.pairwise((*firsts, len(contexts))):
+            siblings = Siblings(end - first)
+            streams += [
+                LiveStream(context, self._abandon, caller, siblings)
+                for context in contexts[first:end]
+            ]
+        return streams
+
+    def _observe_prompt(self, stream: LiveStream) -> None:
+        self._metrics.requests.on_prompt(stream.context.tokens.prompt_length, stream.cached_tokens)
+
     def _observe_token(self, stream: LiveStream, now: float) -> None:
         times = stream.times
         if times.first_token is None:
             times.first_token = now
-            self._metrics.on_first_token(now - times.arrival)
+            self._observe_prompt(stream)
+            self._metrics.requests.on_first_token(now - times.arrival)
         elif times.last_token is not None:
-            self._metrics.on_inter_token(now - times.last_token)
+            self._metrics.requests.on_inter_token(now - times.last_token)
         times.last_token = now
 
     def _abandon(self, stream: LiveStream) -> None:
@@ -290,7 +311,7 @@ class EngineClient:
         self._capacity.remove(stream.caller)
         now = time.monotonic()
         tokens, times = stream.context.tokens, stream.times
-        self._metrics.on_request_end(
+        self._metrics.requests.on_request_end(
             RequestTimes(
                 arrival=times.arrival,
                 queue_seconds=times.queue_seconds,
@@ -302,8 +323,11 @@ class EngineClient:
                 generation_tokens=tokens.generated_length,
                 finish_reason=(reason := _finish_reason(stream, error)),
                 max_tokens=stream.context.params.max_new_tokens,
+                preemptions=stream.preemptions,
             )
         )
+        if stream.siblings.on_end(tokens.generated_length):
+            self._metrics.requests.on_choices_end(stream.siblings.count, stream.siblings.longest)
         self.timelines.on_end(stream, now, reason, error)
         if error is not None:
             stream.fail(error)

@@ -14,6 +14,22 @@ from quire.server.engine import Caller, StreamTimes, TokenChunk
 from quire.server.errors import ApiError
 
 
+class Siblings:
+    """The `count` choices of one prompt."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.longest = 0
+        """Tokens of the longest of the ended ones."""
+        self._left = count
+
+    def on_end(self, num_tokens: int) -> bool:
+        """One of them ended; whether it was the last."""
+        self.longest = max(self.longest, num_tokens)
+        self._left -= 1
+        return self._left == 0
+
+
 class LiveStream:
     """Implements `server.engine.TokenStream` for `EngineClient`."""
 
@@ -21,10 +37,12 @@ class LiveStream:
         self,
         context: TextContext,
         on_close: Callable[["LiveStream"], None],
-        caller: Caller | None = None,
+        caller: Caller | None,
+        siblings: Siblings,
     ) -> None:
         self.context = context
         self.caller = caller
+        self.siblings = siblings
         self.cached_tokens = 0
         self.prompt_logprobs: list[LogProbabilities] = []
         self.embedding = b""

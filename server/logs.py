@@ -7,6 +7,8 @@ and members of the object in JSON; control characters are escaped, so no value c
 import logging
 import logging.config
 import re
+import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -42,6 +44,8 @@ class RequestDetails:
     queue_ms: float | None = None
     ttft_ms: float | None = None
     finish_reason: str | None = None
+    trace_id: str | None = None
+    """Of W3C Trace Context, 32 hexadecimal digits."""
 
 
 def request_details(scope: Scope) -> RequestDetails:
@@ -78,19 +82,33 @@ def configure_logging(log_format: Literal["console", "json"], log_level: str) ->
         {
             "version": 1,
             "disable_existing_loggers": False,
-            "filters": {"request_id": {"()": RequestIdFilter}},
+            "filters": {
+                "request_id": {"()": RequestIdFilter},
+                "once_a_minute": {"()": OnceAMinuteFilter},
+            },
             "formatters": {"console": {"()": ConsoleFormatter}, "json": {"()": json_formatter}},
             "handlers": {
                 "stderr": {
                     "class": "logging.StreamHandler",
                     "filters": ["request_id"],
                     "formatter": log_format,
-                }
+                },
+                "traces": {
+                    "class": "logging.StreamHandler",
+                    "filters": ["once_a_minute"],
+                    "formatter": log_format,
+                },
             },
             "loggers": {
                 "quire": {"level": level},
                 "uvicorn": {"level": library_level, "handlers": [], "propagate": True},
                 "uvicorn.error": {"level": library_level, "handlers": [], "propagate": True},
+                # A collector that is gone would fill the log.
+                "opentelemetry": {
+                    "level": library_level,
+                    "handlers": ["traces"],
+                    "propagate": False,
+                },
                 "uvicorn.access": {"level": "CRITICAL", "handlers": [], "propagate": False},
             },
             "root": {"level": library_level, "handlers": ["stderr"]},
@@ -120,6 +138,22 @@ class RequestIdFilter(logging.Filter):
         request_id = REQUEST_ID.get()
         if request_id is not None and not hasattr(record, "request_id"):
             record.request_id = request_id
+        return True
+
+
+class OnceAMinuteFilter(logging.Filter):
+    """Lets one record a minute pass."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._next = clock()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = self._clock()
+        if now < self._next:
+            return False
+        self._next = now + 60.0
         return True
 
 

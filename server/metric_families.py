@@ -1,6 +1,7 @@
 """How metric families are made: labels that all of them share, buckets that are vLLM's."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -20,9 +21,7 @@ TOKEN_COUNT_BUCKETS = tuple(digit * 10**power for power in range(6) for digit in
 """vLLM cuts this series at the model's length, which is not known before the model is."""
 ITERATION_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 CHOICES_BUCKETS = (1, 2, 5, 10, 20)
-HTTP_LATENCY_BUCKETS = (
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
-)  # fmt: skip
+PREEMPTION_BUCKETS = (1, 2, 3, 4, 5, 10, 20)
 
 
 class Families:
@@ -49,8 +48,17 @@ class Families:
     def counters(
         self, name: str, text: str, label: str, values: Iterable[str]
     ) -> dict[str, Counter]:
-        family = Counter(name, text, [*self._base, label], registry=self._registry)
-        return {value: family.labels(**self._base, **{label: value}) for value in values}
+        return {key[0]: counter for key, counter in self.grid(name, text, {label: values}).items()}
+
+    def grid(
+        self, name: str, text: str, labels: Mapping[str, Iterable[str]]
+    ) -> dict[tuple[str, ...], Counter]:
+        """A counter per combination of the labels' values, in the labels' order."""
+        family = Counter(name, text, [*self._base, *labels], registry=self._registry)
+        return {
+            values: family.labels(*self._base.values(), *values)
+            for values in product(*labels.values())
+        }
 
     def info(self, name: str, text: str, labels: Sequence[str]) -> "InfoGauge":
         family = Gauge(name, text, [*self._base, *labels], registry=self._registry)

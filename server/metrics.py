@@ -7,78 +7,54 @@ request, and every child is made here, so that each series exists before the fir
 """
 
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from typing import Literal, get_args
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
-    Counter,
     Gauge,
-    Histogram,
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from quire.pipelines.core.messages import EngineStats, Ready, StepOutput
+from quire.server.batches.metrics import BatchMetrics
+from quire.server.http_metrics import HttpMetrics
 from quire.server.lifecycle import Lifecycle
-from quire.server.metric_families import (
-    CHOICES_BUCKETS,
-    HTTP_LATENCY_BUCKETS,
-    ITERATION_BUCKETS,
-    REQUEST_LATENCY_BUCKETS,
-    TOKEN_COUNT_BUCKETS,
-    TOKEN_LATENCY_BUCKETS,
-    TTFT_BUCKETS,
-    Families,
-)
+from quire.server.max_metrics import max_families
+from quire.server.metric_families import ITERATION_BUCKETS, Families
+from quire.server.request_metrics import RequestMetrics
 
-FinishReason = Literal["stop", "length", "abort", "error"]
 RejectionReason = Literal["max_num_queued_reqs", "max_concurrency_per_key"]
 
-HTTP_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestTimes:
-    """One ended context. Times are monotonic seconds, None if it never came so far."""
-
-    arrival: float
-    queue_seconds: float | None
-    """From its arrival to its first schedule."""
-    first_token_at: float | None
-    last_token_at: float | None
-    ended_at: float
-    prompt_tokens: int
-    cached_tokens: int
-    generation_tokens: int
-    finish_reason: FinishReason
-    max_tokens: int | None
-    """As the request asked; None if it did not."""
+_REQUEST_TYPES = {"/v1/chat/completions": "chat_completions", "/v1/responses": "responses"}
 
 
 class Metrics:
-    """The daemon's metrics. Methods are named after what happened; each costs microseconds."""
+    """The daemon's metrics. Methods are named after what happened; each costs microseconds.
 
-    def __init__(self, model_name: str) -> None:
+    `maxserve_names`: tell them under MAX's names as well.
+    """
+
+    def __init__(self, model_name: str, *, maxserve_names: bool = False) -> None:
         self._registry = CollectorRegistry()
+        self._maxserve_names = maxserve_names
+        self._num_live: Callable[[], int] = lambda: 0
+        self._num_running = 0
         self._epoch = 0
         self._stats = EngineStats()
         self._worker_pid: int | None = None
         base = {"model_name": model_name, "engine": "0"}
         families = Families(self._registry, base)
         self._make_engine(families)
-        self._make_requests(families)
+        self.requests = RequestMetrics(families)
         self._make_quire(families)
-        # vLLM's family has no engine label.
-        self._rejections = Families(self._registry, {"model_name": model_name}).counters(
-            "vllm:admission_rejections",
-            "Requests refused because the queue was full, or their key had too many.",
-            "reason",
-            get_args(RejectionReason),
-        )
+        self.batches = BatchMetrics(families)
+        self._make_front(Families(self._registry, {"model_name": model_name}))
         self._memory_plan = Gauge(
             "quire_memory_plan_bytes",
             "Memory the worker planned with at its start, by part.",
@@ -86,19 +62,40 @@ class Metrics:
             registry=self._registry,
         )
         self._base = base
-        self._make_http()
+        self.http = HttpMetrics(self._registry)
         ProcessCollector(registry=self._registry)
         ProcessCollector("quire_worker", self._pid_of_worker, registry=self._registry)
 
+    def _make_front(self, make: Families) -> None:
+        """What vLLM counts before its engine, so without the label of one."""
+        self._rejections = make.counters(
+            "vllm:admission_rejections",
+            "Requests refused because the queue was full, or their key had too many.",
+            "reason",
+            get_args(RejectionReason),
+        )
+        self._tool_parsers = make.grid(
+            "vllm:tool_call_parser_invocations",
+            "Choices that might call a tool, by whether they did; streamed ones count once too.",
+            {
+                "mode": ("streaming", "non_streaming"),
+                "outcome": ("tool_call", "no_tool_call"),
+                "request_type": ("chat_completions", "responses", "other"),
+            },
+        )
+
     def _make_engine(self, make: Families) -> None:
         self._running = make.gauge("vllm:num_requests_running", "Requests in the running batch.")
-        self._waiting = make.gauge("vllm:num_requests_waiting", "Requests waiting to be run.")
-        self._waiting_by_reason = make.gauges(
+        waiting = make.gauge("vllm:num_requests_waiting", "Requests waiting to be run.")
+        waiting.set_function(lambda: float(self._num_waiting))
+        by_reason = make.gauges(
             "vllm:num_requests_waiting_by_reason",
-            "Requests waiting to be run, by what they wait for.",
+            "Requests waiting to be run, by what they wait for; deferred: for a worker.",
             "reason",
             ("capacity", "deferred"),
         )
+        by_reason["capacity"].set_function(lambda: self._num_waiting * float(self._has_worker))
+        by_reason["deferred"].set_function(lambda: self._num_waiting * float(not self._has_worker))
         self._usage = make.gauge(
             "vllm:kv_cache_usage_perc",
             "Share of KV pages held by running requests, 0..1, in the fullest page group.",
@@ -106,7 +103,8 @@ class Metrics:
         self._cache_config = make.info(
             "vllm:cache_config_info",
             "The KV cache, as labels; block is what Quire calls page.",
-            ("block_size", "num_gpu_blocks", "cache_dtype", "kv_cache_size_tokens"),
+            ("block_size", "num_gpu_blocks", "cache_dtype", "kv_cache_size_tokens")
+            + ("kv_cache_max_concurrency",),
         )
         self._prefix_queries = make.counter(
             "vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache."
@@ -117,66 +115,6 @@ class Metrics:
         self._preemptions = make.counter("vllm:num_preemptions", "Requests preempted.")
         self._iteration_tokens = make.histogram(
             "vllm:iteration_tokens_total", "Tokens of one step.", ITERATION_BUCKETS
-        )
-
-    def _make_requests(self, make: Families) -> None:
-        self._prompt_tokens = make.counter(
-            "vllm:prompt_tokens", "Prompt tokens of ended requests, cached ones included."
-        )
-        self._cached_tokens = make.counter(
-            "vllm:prompt_tokens_cached", "Prompt tokens of ended requests that were cached."
-        )
-        self._prompt_sources = make.counters(
-            "vllm:prompt_tokens_by_source",
-            "Prompt tokens of ended requests, by where their KV came from.",
-            "source",
-            ("local_compute", "local_cache_hit"),
-        )
-        self._generation_tokens = make.counter("vllm:generation_tokens", "Tokens generated.")
-        self._ended = make.counters(
-            "vllm:request_success", "Ended requests.", "finished_reason", get_args(FinishReason)
-        )
-
-        def latency(name: str, text: str, buckets: Sequence[float]) -> Histogram:
-            return make.histogram(f"vllm:{name}_seconds", text, buckets)
-
-        self._ttft = latency("time_to_first_token", "Arrival to first token.", TTFT_BUCKETS)
-        self._inter_token = latency(
-            "inter_token_latency", "Between two tokens of a request.", TOKEN_LATENCY_BUCKETS
-        )
-        self._time_per_token = latency(
-            "request_time_per_output_token",
-            "Mean time per token after the first, per request.",
-            TOKEN_LATENCY_BUCKETS,
-        )
-        self._e2e = latency("e2e_request_latency", "Arrival to end.", REQUEST_LATENCY_BUCKETS)
-        self._queue = latency(
-            "request_queue_time", "Arrival to first schedule.", REQUEST_LATENCY_BUCKETS
-        )
-        self._prefill = latency(
-            "request_prefill_time", "First schedule to first token.", REQUEST_LATENCY_BUCKETS
-        )
-        self._decode = latency(
-            "request_decode_time", "First to last token.", REQUEST_LATENCY_BUCKETS
-        )
-        self._inference = latency(
-            "request_inference_time", "First schedule to last token.", REQUEST_LATENCY_BUCKETS
-        )
-
-        def tokens(name: str, text: str) -> Histogram:
-            return make.histogram(f"vllm:request_{name}", text, TOKEN_COUNT_BUCKETS)
-
-        self._request_prompt = tokens("prompt_tokens", "Prompt tokens of a request.")
-        self._request_generation = tokens("generation_tokens", "Tokens a request generated.")
-        self._request_max_generation = tokens(
-            "max_num_generation_tokens", "Most tokens one choice of a request generated."
-        )
-        self._request_computed = tokens(
-            "prefill_kv_computed_tokens", "Prompt tokens of a request that were not cached."
-        )
-        self._request_max_tokens = tokens("params_max_tokens", "max_tokens that requests asked.")
-        self._request_n = make.histogram(
-            "vllm:request_params_n", "Contexts (prompts times n) of a request.", CHOICES_BUCKETS
         )
 
     def _make_quire(self, make: Families) -> None:
@@ -214,6 +152,18 @@ class Metrics:
             "quire_kv_pages", "KV pages of all groups by state; they add up to all.", "state",
             ("used", "cached", "free"),
         )  # fmt: skip
+        self._spans = make.counters(
+            "quire_trace_spans",
+            "Spans that the trace collector took, or that were given up on.",
+            "outcome",
+            ("sent", "failed"),
+        )
+        self._responses = make.gauge(
+            "quire_responses_stored", "Responses of /v1/responses that are kept."
+        )
+        self._response_bytes = make.gauge(
+            "quire_responses_stored_bytes", "Memory of the responses that are kept."
+        )
         self._engine_info = make.info(
             "quire_engine_info", "What the worker runs on.", ("device", "dtype", "max_length")
         )
@@ -221,25 +171,28 @@ class Metrics:
             {"version": version("quire"), "python": platform.python_version()}
         )
 
-    def _make_http(self) -> None:
-        self._http_requests = Counter(
-            "http_requests",
-            "HTTP requests; status 499: the client left or stopped reading.",
-            ["handler", "method", "status"],
-            registry=self._registry,
-        )
-        self._http_seconds = Histogram(
-            "http_request_duration_seconds",
-            "From the request's headers to the reply's last byte.",
-            ["handler", "method"],
-            buckets=HTTP_LATENCY_BUCKETS,
-            registry=self._registry,
-        )
-
     def watch(self, lifecycle: Lifecycle) -> None:
         """Read ready and startup seconds from `lifecycle` at each scrape."""
         self._ready.set_function(lambda: float(lifecycle.is_ready))
         self._startup.set_function(lambda: lifecycle.startup_seconds or 0.0)
+
+    def watch_contexts(self, num_live: Callable[[], int]) -> None:
+        """Read how many contexts are admitted and not ended from `num_live` at each scrape."""
+        self._num_live = num_live
+
+    def watch_responses(self, count: Callable[[], int], num_bytes: Callable[[], int]) -> None:
+        """Read how many responses are kept, and their bytes, at each scrape."""
+        self._responses.set_function(lambda: float(count()))
+        self._response_bytes.set_function(lambda: float(num_bytes()))
+
+    @property
+    def _has_worker(self) -> bool:
+        return self._worker_pid is not None
+
+    @property
+    def _num_waiting(self) -> int:
+        # Not what the worker says: while a step runs or a worker is replaced, it says nothing.
+        return max(0, self._num_live() - self._num_running)
 
     # The engine.
 
@@ -255,6 +208,7 @@ class Metrics:
                 "num_gpu_blocks": ready.num_pages,
                 "cache_dtype": ready.dtype,
                 "kv_cache_size_tokens": ready.kv_cache_tokens,
+                "kv_cache_max_concurrency": round(ready.kv_cache_concurrency, 2),
             }
         )
         self._engine_info.set(
@@ -291,60 +245,23 @@ class Metrics:
         self._restarts.inc()
 
     def _set_load(self, stats: EngineStats) -> None:
+        self._num_running = stats.running
         self._running.set(stats.running)
-        self._waiting.set(stats.waiting)
-        self._waiting_by_reason["capacity"].set(stats.waiting)
         self._usage.set(stats.kv_usage)
         self._pages["used"].set(stats.used_pages)
         self._pages["cached"].set(stats.cached_pages)
         self._pages["free"].set(stats.total_pages - stats.used_pages - stats.cached_pages)
 
-    # Requests.
+    def on_tool_parser(self, num_calls: int, *, route: str, is_streamed: bool) -> None:
+        """The text of a choice that might call tools ended; `route` is its request's template."""
+        mode = "streaming" if is_streamed else "non_streaming"
+        outcome = "tool_call" if num_calls else "no_tool_call"
+        self._tool_parsers[mode, outcome, _REQUEST_TYPES.get(route, "other")].inc()
 
-    def on_admission(self, num_contexts: int) -> None:
-        """A request was admitted: prompts times n contexts."""
-        self._request_n.observe(num_contexts)
+    # What went wrong.
 
     def on_rejection(self, reason: RejectionReason) -> None:
         self._rejections[reason].inc()
-
-    def on_first_token(self, seconds: float) -> None:
-        self._generation_tokens.inc()
-        self._ttft.observe(seconds)
-
-    def on_inter_token(self, seconds: float) -> None:
-        """One more token of a context, `seconds` after the one before it."""
-        self._generation_tokens.inc()
-        self._inter_token.observe(seconds)
-
-    def on_request_end(self, times: RequestTimes) -> None:
-        """A context ended, for whatever reason; what it never reached is not observed."""
-        self._ended[times.finish_reason].inc()
-        self._e2e.observe(times.ended_at - times.arrival)
-        if times.max_tokens is not None:
-            self._request_max_tokens.observe(times.max_tokens)
-        if times.queue_seconds is not None:
-            self._queue.observe(times.queue_seconds)
-        if times.first_token_at is None or times.last_token_at is None:
-            return
-        computed = times.prompt_tokens - times.cached_tokens
-        self._prompt_tokens.inc(times.prompt_tokens)
-        self._cached_tokens.inc(times.cached_tokens)
-        self._prompt_sources["local_compute"].inc(computed)
-        self._prompt_sources["local_cache_hit"].inc(times.cached_tokens)
-        self._request_prompt.observe(times.prompt_tokens)
-        self._request_computed.observe(computed)
-        self._request_generation.observe(times.generation_tokens)
-        self._request_max_generation.observe(times.generation_tokens)
-        scheduled = times.arrival + (times.queue_seconds or 0.0)
-        decoding = times.last_token_at - times.first_token_at
-        self._prefill.observe(max(0.0, times.first_token_at - scheduled))
-        self._inference.observe(max(0.0, times.last_token_at - scheduled))
-        self._decode.observe(decoding)
-        if times.generation_tokens > 1:
-            self._time_per_token.observe(decoding / (times.generation_tokens - 1))
-
-    # What went wrong, and HTTP.
 
     def on_resumed(self, count: int) -> None:
         self._resumed.inc(count)
@@ -361,16 +278,27 @@ class Metrics:
     def on_deadline(self) -> None:
         self._deadlines.inc()
 
-    def on_http_request(self, handler: str, method: str, status: int, seconds: float) -> None:
-        """A reply ended. `handler` is a route's template, or "other" for a path without one."""
-        method = method if method in HTTP_METHODS else "other"
-        self._http_requests.labels(handler, method, str(status)).inc()
-        self._http_seconds.labels(handler, method).observe(seconds)
+    def on_spans(self, count: int, *, were_sent: bool) -> None:
+        """Spans left for the collector, or were given up on; called by the exporter's thread."""
+        self._spans["sent" if were_sent else "failed"].inc(count)
 
     def render(self) -> tuple[bytes, str]:
         """The exposition text and its content type."""
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+        families = list(self._registry.collect())
+        if self._maxserve_names:
+            families += max_families(families)
+        return generate_latest(_Collected(families)), CONTENT_TYPE_LATEST
 
     def _pid_of_worker(self) -> int:
         # No process has number 0 under /proc: without a worker there are no series.
         return self._worker_pid or 0
+
+
+class _Collected(Collector):
+    """Families of one moment."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families

@@ -10,37 +10,12 @@ from collections.abc import Sequence
 
 from typing_extensions import TypedDict
 
-from quire.server.engine import Origin
+from quire.server.engine import ChoiceTimeline, Origin
 from quire.server.errors import ApiError
 from quire.server.live_stream import LiveStream
 
 MAX_KEPT_CHOICES = 1024
 """Of ended requests; the oldest of them are forgotten."""
-
-
-class ChoiceTimeline(TypedDict):
-    """One context. Times are seconds after the request's arrival, None until they happen."""
-
-    index: int
-    state: str
-    """queued, running, or how it ended: stop, length, abort, error."""
-    error: str | None
-    """The code of what ended it."""
-    prompt_tokens: int
-    cached_tokens: int
-    generated_tokens: int
-    max_tokens: int | None
-    submitted_after: float
-    scheduled_after: float | None
-    """First schedule; known with the first token."""
-    first_token_after: float | None
-    last_token_after: float | None
-    ended_after: float | None
-    preemptions: int
-    resumes: int
-    """Worker deaths it survived."""
-    worker_epoch: int
-    """Of the worker that ran it last; 0 before there was one."""
 
 
 class RequestTimeline(TypedDict):
@@ -76,6 +51,8 @@ class Timelines:
 
     def open(self, origin: Origin, streams: Sequence[LiveStream], epoch: int) -> None:
         """A request was admitted."""
+        if origin.trace is not None:
+            origin.trace.on_admission([stream.context for stream in streams])
         entry = _Entry(origin, streams, epoch)
         for stream in streams:
             self._live[stream.context.request_id] = entry
@@ -97,6 +74,8 @@ class Timelines:
         line["error"] = error.code if error is not None and not stream.was_closed else None
         line["ended_after"] = _after(ended_at, entry.origin)
         entry.choices[index] = line
+        if entry.origin.trace is not None:
+            entry.origin.trace.on_choice_end(stream.context, line)
         if not any(isinstance(choice, LiveStream) for choice in entry.choices):
             self._keep(entry)
 

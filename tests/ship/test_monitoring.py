@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import socket
@@ -25,8 +26,9 @@ from quire.pipelines.core.messages import EngineStats, Ready, StepOutput
 from quire.server.auth import AuthMiddleware, load_api_keys
 from quire.server.health import build_health_router
 from quire.server.lifecycle import Lifecycle
-from quire.server.metrics import Metrics, RequestTimes
+from quire.server.metrics import Metrics
 from quire.server.middleware import RequestMiddleware
+from quire.server.request_metrics import RequestTimes
 
 pytestmark = pytest.mark.ship
 
@@ -51,6 +53,21 @@ def dashboard_expressions(monitoring: Path) -> list[str]:
 def rules(monitoring: Path) -> list[dict[str, Any]]:
     groups = yaml.safe_load((monitoring / "prometheus/rules.yml").read_text())["groups"]
     return [rule for group in groups for rule in group["rules"]]
+
+
+def test_every_family_of_the_dashboard_and_the_rules_is_one_of_ours(monitoring: Path) -> None:
+    """Without a Prometheus, so that it is checked everywhere."""
+    metrics = Metrics(MODEL)
+    metrics.on_ready(
+        Ready(1, os.getpid(), "cpu", "bfloat16", 512, 10, 32, 8, 2048, [("weights", 1000)], "")
+    )
+    metrics.http.on_request("/v1/completions", "POST", 200, 0.1, received=1, sent=1)
+    text = metrics.render()[0].decode()
+    shown = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if line[0] != "#"}
+    recorded = {rule["record"] for rule in rules(monitoring) if "record" in rule}
+    texts = dashboard_expressions(monitoring) + [rule["expr"] for rule in rules(monitoring)]
+    names = {name for text in texts for name in FAMILY.findall(text)}
+    assert names - recorded <= shown
 
 
 def test_every_alert_has_a_test(monitoring: Path, repository: Path) -> None:
@@ -102,11 +119,11 @@ def test_panels_do_not_overlap_and_ids_are_unique(monitoring: Path) -> None:
 
 def _load(metrics: Metrics, round_: int) -> None:
     """One request's worth of every event there is."""
-    metrics.on_admission(1)
-    metrics.on_first_token(0.05)
-    metrics.on_inter_token(0.02)
+    metrics.requests.on_prompt(20, 8)
+    metrics.requests.on_first_token(0.05)
+    metrics.requests.on_inter_token(0.02)
     reasons = ("stop", "length", "abort", "error")
-    metrics.on_request_end(
+    metrics.requests.on_request_end(
         RequestTimes(
             arrival=0.0,
             queue_seconds=0.01,
@@ -120,13 +137,17 @@ def _load(metrics: Metrics, round_: int) -> None:
             max_tokens=2,
         )
     )
-    metrics.on_http_request("/v1/completions", "POST", 500 if round_ % 9 == 0 else 200, 0.08)
+    metrics.requests.on_choices_end(1, 2)
+    status = 500 if round_ % 9 == 0 else 200
+    metrics.http.on_request("/v1/completions", "POST", status, 0.08, received=90, sent=900)
+    metrics.on_tool_parser(round_ % 2, route="/v1/chat/completions", is_streamed=round_ % 3 == 0)
     metrics.on_rejection("max_num_queued_reqs")
     metrics.on_rejection("max_concurrency_per_key")
     metrics.on_stale_frame()
     metrics.on_disconnect()
     metrics.on_slow_reader()
     metrics.on_deadline()
+    metrics.on_spans(3, were_sent=True)
     stats = EngineStats(
         running=1, waiting=2, used_pages=3, cached_pages=4, total_pages=10,
         prefix_query_tokens=20 * round_, prefix_hit_tokens=8 * round_, preemptions=round_,
@@ -136,11 +157,10 @@ def _load(metrics: Metrics, round_: int) -> None:
 
 
 def _metrics_after_traffic() -> Metrics:
-    import os
-
     metrics = Metrics(MODEL)
     metrics.on_worker_restart()
     metrics.on_resumed(2)
+    metrics.requests.on_corrupted()
     metrics.on_ready(
         Ready(1, os.getpid(), "cpu", "bfloat16", 512, 10, 32, 8, 2048, [("weights", 1000)], "")
     )
