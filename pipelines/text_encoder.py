@@ -26,7 +26,6 @@ from quire.pipelines.core.plan import PlanRow, StepPlan
 from quire.pipelines.core.sampling_params import SamplingParams
 from quire.pipelines.embedding_config import finished_vector, read_embedding_config
 from quire.pipelines.encoder_plan import plan_encoder
-from quire.pipelines.encoder_tokenizer import EncoderTokenizer
 from quire.pipelines.hf import resolve_model
 from quire.pipelines.huggingface.embeddings import HFEmbeddingsPipeline
 from quire.pipelines.kv_cache.manager import PagedKVCacheManager
@@ -67,9 +66,7 @@ class TextEncoder:
         folder = resolve_model(settings.model, settings.revision, settings.load_format)
         row = encoder_of(folder)
         is_ours = settings.engine == "quire"
-        encodes_only = row is not None or not is_ours
-        tokenizer = EncoderTokenizer(folder) if encodes_only else TextTokenizer.from_folder(folder)
-        self._encode: Callable[[str], list[int]] = tokenizer.encode
+        self._encode: Callable[[str], list[int]] = TextTokenizer.from_folder(folder).encode
         with progress_bar() as progress:
             if not is_ours:
                 self._model: StateSource = hugging_face_states(settings, folder)

@@ -3,7 +3,8 @@
 Two families cover the models that write text: byte-level BPE, whose spellings write each byte as one
 printable character (GPT-2's table), and sentencepiece, whose spellings write a space as U+2581 and
 a byte as `<0x0A>`. BERT's WordPiece marks what goes on with a word (`##ing`); its text has a space
-before each word and punctuation mark. All are described by the `decoder` of a tokenizer.json.
+before each word and punctuation mark. All are described by the `decoder` of a tokenizer.json; where
+there is none, tokens are words, and the tokenizers library writes spaces between them.
 """
 
 import re
@@ -15,12 +16,14 @@ from quire.config.errors import ModelError
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _MANY = 1 << 30
 _NO_EFFECT = ("Fuse",)
+_NO_SUFFIX = "\0"
+"""The mark of suffixes where no token is one."""
 
 
 class TokenDecoder:
     """Decodes one token at a time.
 
-    `description` is the `decoder` object of a tokenizer.json.
+    `description` is the `decoder` object of a tokenizer.json, None where it is null.
 
     Raises:
         ModelError: a decoder that is not of these families.
@@ -32,6 +35,10 @@ class TokenDecoder:
         self._byte_fallback = False
         self._leading_spaces = 0
         self._suffix_mark: str | None = None
+        if description is None:
+            self._suffix_mark = _NO_SUFFIX
+            self._leading_spaces = 1
+            return
         for step in _flat(description):
             self._add(step)
 

@@ -23,7 +23,6 @@ TORCH_FREE = (
     "pipelines.chat_template",
     "pipelines.embedding_config",
     "pipelines.encoder_plan",
-    "pipelines.encoder_tokenizer",
     "pipelines.hf",
     "pipelines.model_task",
     "pipelines.architectures.load",
