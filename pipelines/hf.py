@@ -22,6 +22,7 @@ from quire.config.errors import ConfigError, ModelError
 from quire.config.settings import DEMO_MODEL, LoadFormat
 from quire.pipelines.architectures.config_file import ConfigFile
 from quire.pipelines.embedding_config import pooling_files
+from quire.pipelines.tokenizer import TOOL_TEMPLATE
 from quire.pipelines.weights.formats import SINGLE_FILES, WeightsFormat, format_of
 from quire.pipelines.weights.gguf_file import gguf_files
 
@@ -101,7 +102,8 @@ class HuggingFaceRepo:
         for name in names:
             if name not in sizes:
                 raise self._error(f"has no file {name}, which its index lists")
-        names = [*names, *(name for name in pooling_files(folder) if name in sizes)]
+        others = (*pooling_files(folder), TOOL_TEMPLATE)
+        names = [*names, *(name for name in others if name in sizes)]
         missing = {name: sizes[name] for name in names if not (folder / name).exists()}
         if missing:
             pinned.download_files(missing)

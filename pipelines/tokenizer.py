@@ -30,8 +30,14 @@ _NAMED_TOKENS = (
     "cls_token",
     "mask_token",
 )
+TOOL_TEMPLATE = "additional_chat_templates/tool_use.jinja"
+"""Beside chat_template.jinja, for conversations with tools."""
 _NONCHARACTERS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 """Code points that Unicode reserves for use inside a program."""
+
+
+_LONER = "\u263a"
+"""A character that no tokenizer joins to what follows it, as mistral-common takes for granted."""
 
 
 class TextTokenizer:
@@ -69,6 +75,8 @@ class TextTokenizer:
         self.longest_token_bytes = max((len(token.encode()) for token in vocabulary), default=1)
         self.special_tokens = {token.content: id for id, token in added.items() if token.special}
         """Control tokens by their spelling."""
+        self.added_tokens = {token.content: id for id, token in added.items()}
+        """Tokens that text is searched for before anything else, control tokens among them."""
         self.special_token_ids = frozenset(self.special_tokens.values())
         self.bos_token_id = vocabulary.get(named.get("bos_token", ""))
         self.eos_token_id = vocabulary.get(named.get("eos_token", ""))
@@ -82,7 +90,7 @@ class TextTokenizer:
     @classmethod
     def from_folder(cls, folder: Path | str) -> "TextTokenizer":
         """Read tokenizer.json and, where they exist, tokenizer_config.json,
-        special_tokens_map.json and chat_template.jinja; or a GGUF file.
+        special_tokens_map.json and the chat templates; or a GGUF file.
 
         Raises:
             ModelError: a file is missing or wrong.
@@ -121,6 +129,44 @@ class TextTokenizer:
                 least = -(-size // self.longest_token_bytes)
                 raise TextTooLong(f"at least {least} tokens")
         return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_plain(
+        self,
+        text: str,
+        *,
+        also: Sequence[str] = (),
+        starts_fresh: bool = True,
+        max_tokens: int | None = None,
+    ) -> list[int]:
+        """Token ids of `text`, in which control tokens and those of `also` are not to be spelled.
+
+        `starts_fresh`: see `decode`.
+
+        Raises:
+            TextTooLong: as `encode`.
+            ValueError: it holds every Unicode noncharacter.
+        """
+        mark = self._unused_marks([text], 1)[0]
+        ids: list[int] = []
+        for part in self._guard(text, mark, also).split(mark):
+            is_first = starts_fresh and not ids
+            encode = self.encode if is_first else self._encode_further
+            ids += encode(part, False, max_tokens=max_tokens)
+        return ids
+
+    def _encode_further(
+        self, text: str, add_special_tokens: bool, *, max_tokens: int | None
+    ) -> list[int]:
+        """As `encode`, without the space that sentencepiece models put before the first word."""
+        start = self.encode(_LONER, False)
+        if self.fresh_bytes(self.token_bytes(start[0])) == self.token_bytes(start[0]):
+            return self.encode(text, add_special_tokens, max_tokens=max_tokens)
+        ids = self.encode(_LONER + text, add_special_tokens, max_tokens=max_tokens)
+        return ids[len(start) :]
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token of the vocabulary, by its spelling there."""
+        return self._backend.token_to_id(token)
 
     def apply_chat_template(
         self,
@@ -171,10 +217,7 @@ class TextTokenizer:
         """
         options = dict(chat_template_options or {})
         texts = list(_strings([*messages, options, tools]))
-        marks = [c for c in _NONCHARACTERS if not any(c in text for text in texts)]
-        if len(marks) < 2:
-            raise ValueError("the messages hold every Unicode noncharacter")
-        mark, end = marks[:2]
+        mark, end = self._unused_marks(texts, 2)
         guarded = [self._guard(message, mark) for message in messages]
         if continue_final_message:
             guarded[-1] = {**guarded[-1], "content": (guarded[-1]["content"] or "") + end}
@@ -196,6 +239,11 @@ class TextTokenizer:
             before, after = self._around_prompts()
             return [*before, *ids, *after]
         return ids
+
+    @property
+    def start_token_ids(self) -> list[int]:
+        """The tokens that `encode` adds before a text."""
+        return self._around_prompts()[0]
 
     def _around_prompts(self) -> tuple[list[int], list[int]]:
         """The tokens that `encode` adds before and after a text."""
@@ -235,9 +283,15 @@ class TextTokenizer:
     def _max_bytes(self, max_tokens: int) -> int:
         return max_tokens * self.longest_token_bytes
 
-    def _guard(self, value: Any, mark: str) -> Any:
+    def _unused_marks(self, texts: Sequence[str], count: int) -> list[str]:
+        marks = [c for c in _NONCHARACTERS if not any(c in text for text in texts)]
+        if len(marks) < count:
+            raise ValueError("the text holds every Unicode noncharacter")
+        return marks[:count]
+
+    def _guard(self, value: Any, mark: str, also: Sequence[str] = ()) -> Any:
         if isinstance(value, str):
-            for spelling in self._spellings:
+            for spelling in (*self._spellings, *also):
                 while spelling in value:
                     value = value.replace(spelling, f"{spelling[0]}{mark}{spelling[1:]}")
             return value
@@ -281,24 +335,26 @@ def _token_text(value: Any) -> str:
 
 
 def _read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja, else the config's: a string, or a list with one named default, and maybe
-    one named tool_use for conversations with tools."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
+    """chat_template.jinja, else the config's: a string, or a list with one named default. Where there
+    is one named tool_use as well, it is for conversations with tools."""
     value = config.get("chat_template")
+    for_tools: Any = None
     if isinstance(value, list):
         named = {row.get("name"): row.get("template") for row in value if isinstance(row, dict)}
-        value = named.get("default")
-        for_tools = named.get("tool_use")
-        if isinstance(value, str) and isinstance(for_tools, str):
-            # A `+` keeps the white space around the tag.
-            value = (
-                f"{{% if tools is not none +%}}{for_tools.removesuffix(chr(10))}"
-                f"{{%+ else +%}}{value.removesuffix(chr(10))}{{%+ endif %}}"
-            )
-    if value is None or isinstance(value, str):
+        value, for_tools = named.get("default"), named.get("tool_use")
+    default_file, tools_file = folder / "chat_template.jinja", folder / TOOL_TEMPLATE
+    if default_file.is_file():
+        value, for_tools = default_file.read_text(encoding="utf-8"), None
+    if tools_file.is_file():
+        for_tools = tools_file.read_text(encoding="utf-8")
+    if value is not None and not isinstance(value, str):
+        raise ModelError(
+            f"tokenizer_config.json: chat_template: expected a string, found {type(value).__name__}"
+        )
+    if value is None or not isinstance(for_tools, str):
         return value
-    raise ModelError(
-        f"tokenizer_config.json: chat_template: expected a string, found {type(value).__name__}"
+    # A `+` keeps the white space around the tag.
+    return (
+        f"{{% if tools is not none +%}}{for_tools.removesuffix(chr(10))}"
+        f"{{%+ else +%}}{value.removesuffix(chr(10))}{{%+ endif %}}"
     )

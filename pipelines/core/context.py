@@ -102,10 +102,14 @@ class TextContext:
         return self.tokens.generated_length < self.params.min_new_tokens
 
     def update(self, token: int) -> None:
-        """Append the token sampled after the active window and judge the end."""
-        self.tokens.advance_with_token(token)
+        """Append the token sampled after the active window and judge the end.
+
+        Raises:
+            ValueError: the grammar does not allow it; nothing was appended.
+        """
         if self.matcher is not None:
             self.matcher.accept(token)
+        self.tokens.advance_with_token(token)
         self.status = self.judge(token)
 
     def judge(self, token: int) -> TextGenerationStatus:

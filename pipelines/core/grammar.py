@@ -29,8 +29,13 @@ class TokenMatcher(Protocol):
     def is_too_slow(self) -> bool:
         """Whether it holds up the rows beside it more than a request may."""
 
-    def mask(self, logits_V: Any) -> None:
-        """Set the fp32 logits of the tokens that cannot follow to -inf."""
+    @property
+    def vocab_size(self) -> int:
+        """The width of the logits."""
+
+    def fill(self, bitmask_RW: Any, row: int) -> bool:
+        """Set the bits of the tokens that can follow in a row of an int32 tensor, 32 tokens a word;
+        False, and nothing is set, where all of them can."""
 
     def accept(self, token: int) -> None:
         """Go on past a generated token."""

@@ -66,6 +66,8 @@ class Ready(msgspec.Struct, tag="ready", array_like=True, frozen=True):
     """On a CPU: the instruction set of the native kernels, or torch where they were not built."""
     kv_cache_tokens: int = 0
     """Tokens that the page group with the most pages holds."""
+    kv_cache_concurrency: float = 0.0
+    """Contexts of `max_length` tokens whose pages exist at once."""
 
 
 class Fatal(msgspec.Struct, tag="fatal", array_like=True, frozen=True):

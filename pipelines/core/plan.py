@@ -15,6 +15,11 @@ NO_TOKEN_LEFT = "the request's constraints leave no token to sample"
 GRAMMAR_TOO_SLOW = "the request's grammar takes too long to follow; make it less ambiguous"
 CONSTRAINT_ERRORS = (NO_TOKEN_LEFT, GRAMMAR_TOO_SLOW)
 """Errors of rows that are their requests' own fault."""
+GRAMMAR_REFUSES = "the request's grammar refuses a token that it allowed"
+INVALID_LOGITS = "the model produced invalid logits (NaN or infinity)"
+INVALID_STATES = "the model's states are not finite"
+CORRUPTION_ERRORS = (INVALID_LOGITS, INVALID_STATES)
+"""Errors of rows whose numbers the model spoiled."""
 
 
 # A struct, since one is made per row and step: a frozen dataclass takes nine times as long.

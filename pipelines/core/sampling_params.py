@@ -8,6 +8,19 @@ MAX_SEED = 2**63 - 1
 MAX_TOP_K = 2**31 - 1
 
 
+class ThinkingBudget(msgspec.Struct, frozen=True, array_like=True):
+    """After `tokens` tokens of reasoning the token that ends it is the only one to come.
+
+    `opening` and `closing` are the tokens around reasoning. `is_open`: the prompt ended inside it;
+    otherwise the output begins with `opening`, or has no reasoning.
+    """
+
+    tokens: int
+    opening: int
+    closing: int
+    is_open: bool
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How the next token of a request is chosen.
 
@@ -55,6 +68,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Key of the counter-based noise, in [0, 2**63). Fixed at admission, so a resume repeats it."""
     logprobs: int | None = None
     """None: no log-probabilities; n: the sampled token's and the n most likely tokens'."""
+    thinking: ThinkingBudget | None = None
+    """None: reasoning may take as long as the output."""
     prompt_logprobs: int | None = None
     """As `logprobs`, for the tokens of the prompt after the first; such a context reuses no KV."""
 

@@ -42,9 +42,13 @@ _JSON_TYPES: Mapping[str, tuple[type, ...]] = {
     "object": (dict,),
 }
 _IRREGULAR = re.compile(r'\(\?(?!:)|\\[1-9bBcknprtfvuxpP0]|\\\\|"')
-_CHARACTER = r'([ !#-\[\]-\ud7ff\ue000-\U0010ffff]|\\["\\/bfnrt])'
-"""One character of a string as JSON writes it: patterns see the text between the quotes. Written
-this way xgrammar lets no bytes through that are not UTF-8; a negated class would."""
+PLAIN_CHARACTER = r"[ !#-\[\]-" + "\ud7ff\ue000-\U0010ffff]"
+"""One that a string in JSON holds as it is. Written this way xgrammar lets no bytes through that are
+not UTF-8; a negated class would."""
+_CHARACTER = rf'({PLAIN_CHARACTER}|\\["\\/bfnrt])'
+"""Any one: patterns see the text between the quotes."""
+
+_BLOCK = 64
 
 
 class NotEnforceable(ValueError):
@@ -221,7 +225,11 @@ def _tag_values(schema: Any) -> list[Any]:
 
 
 def _with_length_as_pattern(kept: dict[str, Any], path: str) -> dict[str, Any]:
-    """Bounds of a string's length as a pattern: as bounds they let raw control characters through."""
+    """Bounds of a string's length as a pattern: as bounds they let raw control characters through.
+
+    A string of bounded length holds no escapes: counted among them, xgrammar takes 0.4 seconds a
+    token for 300 characters.
+    """
     lengths = [name for name in ("minLength", "maxLength") if name in kept]
     if "pattern" in kept and "format" in kept:
         raise _refusal(path, "pattern", " beside 'format'")
@@ -237,7 +245,31 @@ def _with_length_as_pattern(kept: dict[str, Any], path: str) -> dict[str, Any]:
     for name, value in (("minLength", low), ("maxLength", high)):
         if value != "" and (type(value) is not int or value < 0):
             raise _refusal(path, name, ": it must be a whole number")
-    return {**kept, "pattern": f"^{_CHARACTER}{{{low},{high}}}$"}
+    if high == "" and not low:
+        return kept
+    if high == "":
+        return {**kept, "pattern": f"^{_exactly(_CHARACTER, low)}{_CHARACTER}*$"}
+    return {**kept, "pattern": f"^{repeated(PLAIN_CHARACTER, low, high)}$"}
+
+
+def repeated(character: str, low: int, high: int) -> str:
+    """The pattern of `low` to `high` of `character`. What is long is in blocks: they share what
+    xgrammar keeps of them, where several bounds of hundreds would take more memory than a grammar
+    may, and of `{491,500}` its masks were seen to allow what it then refuses."""
+    if high <= 2 * _BLOCK:
+        return f"{character}{{{low},{high}}}"
+    more = high - low
+    if more <= 2 * _BLOCK:
+        return f"{_exactly(character, low)}{character}{{0,{more}}}"
+    blocks, rest = divmod(more, _BLOCK)
+    block = f"({character}{{{_BLOCK}}}){{0,{blocks - 1}}}"
+    return f"{_exactly(character, low)}{block}{character}{{0,{_BLOCK + rest}}}"
+
+
+def _exactly(character: str, count: int) -> str:
+    blocks, rest = divmod(count, _BLOCK)
+    whole = f"({character}{{{_BLOCK}}}){{{blocks}}}" if blocks else ""
+    return whole + (f"{character}{{{rest}}}" if rest else "")
 
 
 def _check_number(name: str, value: Any, is_integer: bool, path: str) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from quire.kernels.logits_processing import apply_token_bitmask
 from quire.pipelines.architectures.spec import ModelSpec
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.grammar import Grammar
@@ -26,9 +25,9 @@ as large."""
 class GrammarMatcher:
     """A `TokenMatcher` of xgrammar."""
 
-    def __init__(self, matcher: Any, bitmask: torch.Tensor) -> None:
+    def __init__(self, matcher: Any, vocab_size: int) -> None:
         self._matcher = matcher
-        self._bitmask = bitmask
+        self.vocab_size = vocab_size
         self._allowed_seconds = FIRST_SECONDS
 
     @property
@@ -36,13 +35,12 @@ class GrammarMatcher:
         """Whether the grammar is so ambiguous that every token takes longer than a step should."""
         return self._allowed_seconds < 0
 
-    def mask(self, logits_V: torch.Tensor) -> None:
-        """Set the fp32 logits of the tokens that cannot follow to -inf."""
+    def fill(self, bitmask_RW: torch.Tensor, row: int) -> bool:
+        """Set the bits of the tokens that can follow; False where all of them can."""
         start = time.thread_time()
-        is_needed = self._matcher.fill_next_token_bitmask(self._bitmask, 0)
+        is_needed: bool = self._matcher.fill_next_token_bitmask(bitmask_RW, row)
         self._allowed_seconds += SECONDS_PER_TOKEN - (time.thread_time() - start)
-        if is_needed:
-            apply_token_bitmask(logits_V[None], self._bitmask.to(logits_V.device))
+        return is_needed
 
     def accept(self, token: int) -> None:
         """Go on past a generated token.
@@ -94,10 +92,7 @@ class GrammarMatchers:
         """
         import xgrammar
 
-        matcher = GrammarMatcher(
-            xgrammar.GrammarMatcher(loaded.result()),
-            xgrammar.allocate_token_bitmask(1, self._vocab_size),
-        )
+        matcher = GrammarMatcher(xgrammar.GrammarMatcher(loaded.result()), self._vocab_size)
         for token in context.tokens.generated.tolist():
             matcher.accept(token)
             if matcher.is_too_slow:

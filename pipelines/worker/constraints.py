@@ -1,15 +1,28 @@
 """Which tokens a context's parameters forbid or favour, as changes of its row of logits."""
 
+import numpy as np
 import torch
 
 from quire.kernels.sampling import mask_tokens
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.plan import GRAMMAR_TOO_SLOW, NO_TOKEN_LEFT
 
+_FIRST_TOKENS = 3
+"""In which reasoning begins, if it does; white space may precede it."""
+
 
 def constrain(logits_SV: torch.Tensor, row: int, context: TextContext) -> str | None:
-    """Change fp32 `logits_SV[row]`; the reason if no token can be sampled from it."""
+    """Change fp32 `logits_SV[row]`, to which the grammar's mask was applied; the reason if these
+    parameters leave no token to sample from it."""
     params, logits_V = context.params, logits_SV[row]
+    if context.matcher is not None and context.matcher.is_too_slow:
+        return GRAMMAR_TOO_SLOW
+    forced = _end_of_thinking(context)
+    if forced is not None and logits_V[forced] > float("-inf"):
+        # Nothing else may forbid it: the budget would be spent over and over.
+        logits_V.fill_(float("-inf"))
+        logits_V[forced] = 0.0
+        return None
     if params.logit_bias:
         tokens = _index(list(params.logit_bias), logits_V)
         logits_V[tokens] += torch.tensor(list(params.logit_bias.values())).to(logits_V)
@@ -18,14 +31,28 @@ def constrain(logits_SV: torch.Tensor, row: int, context: TextContext) -> str | 
         kept = logits_V[tokens]
         logits_V.fill_(float("-inf"))
         logits_V[tokens] = kept
-    if context.matcher is not None:
-        if context.matcher.is_too_slow:
-            return GRAMMAR_TOO_SLOW
-        context.matcher.mask(logits_V)
     if banned := _banned_tokens(context, logits_SV.shape[1]):
         mask_tokens(logits_SV, row, banned)
-    is_constrained = bool(params.allowed_token_ids or banned or context.matcher)
-    return NO_TOKEN_LEFT if is_constrained and not logits_V.isfinite().any() else None
+    is_constrained = bool(params.allowed_token_ids or banned)
+    # Not isfinite().any(), which takes thirty times as long; NaN and +inf fail the row anyway.
+    return NO_TOKEN_LEFT if is_constrained and logits_V.amax() == -torch.inf else None
+
+
+def _end_of_thinking(context: TextContext) -> int | None:
+    """The token that ends the reasoning, where its budget is spent. A function of the history, so a
+    resumed context goes on as it was."""
+    budget = context.params.thinking
+    if budget is None:
+        return None
+    generated, start = context.tokens.generated, 0
+    if not budget.is_open:
+        begun = np.flatnonzero(generated[:_FIRST_TOKENS] == budget.opening)
+        if not begun.size:
+            return None
+        start = int(begun[0]) + 1
+    if len(generated) - start < budget.tokens or (generated[start:] == budget.closing).any():
+        return None
+    return budget.closing
 
 
 def _index(tokens: list[int], logits_V: torch.Tensor) -> torch.Tensor:

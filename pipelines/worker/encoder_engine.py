@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.messages import EngineStats, StepOutput
+from quire.pipelines.core.plan import INVALID_STATES
 from quire.pipelines.scheduler.queue import AGING_SECONDS_PER_LEVEL
 from quire.pipelines.scheduler.step_rows import StepRows
 from quire.pipelines.text_encoder import StateSource
@@ -99,7 +100,7 @@ class EncoderEngine:
                 if vector := pool_text(states.cpu().numpy(), context.pooling):
                     rows.append_pooled(context, vector, queued)
                 else:
-                    rows.append_failed(context, "the model's states are not finite", queued)
+                    rows.append_failed(context, INVALID_STATES, queued)
             self._steps += 1
             self._step_seconds += self._clock() - start
         num_tokens = sum(map(len, texts))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from quire.pipelines.core.logprobs import PromptLogProbabilities
 from quire.pipelines.core.plan import StepPlan, StepResult
 from quire.pipelines.kv_cache.storage import KVCacheStorage, LayerCache
 from quire.pipelines.worker.batch import StepInputs, build_inputs
+from quire.pipelines.worker.grammar_masks import begin_masks
 from quire.pipelines.worker.pooling import PoolSegment, pool_segments, pooled_rows, pooled_vectors
 from quire.pipelines.worker.prompt_logprobs import (
     PromptSegment,
@@ -58,6 +60,7 @@ class TorchModelRunner:
         self._model = model
         self._storage = storage
         self._device = device
+        self._mask_thread = ThreadPoolExecutor(1, thread_name_prefix="fill-masks")
 
     def _on_device(self) -> AbstractContextManager[object]:
         """Triton launches on the thread's current GPU, whichever holds the tensors."""
@@ -71,15 +74,20 @@ class TorchModelRunner:
         """
         inputs = build_inputs(plan, self._storage.params.page_size, self._device)
         segments, pools = prompt_segments(plan), pool_segments(plan)
+        rows = [row for row in plan.rows if row.samples]
+        masks = begin_masks(rows, self._mask_thread)
         prompt_logprobs: list[PromptLogProbabilities] = []
         embeddings: dict[int, bytes] = {}
         if segments or pools:
             logits, prompt_logprobs, embeddings = self._with_states(inputs, segments, pools)
         else:
             logits = self.logits(inputs)
-        rows = [row for row in plan.rows if row.samples]
         with self._on_device():
-            result = sample_rows(logits, rows) if rows else StepResult(np.empty(0, dtype=np.int32))
+            result = (
+                sample_rows(logits, rows, masks)
+                if rows
+                else StepResult(np.empty(0, dtype=np.int32))
+            )
         if not (segments or pools):
             return result
         return dataclasses.replace(result, prompt_logprobs=prompt_logprobs, embeddings=embeddings)

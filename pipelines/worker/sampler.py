@@ -15,14 +15,16 @@ from quire.kernels.sampling import (
 )
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.logprobs import LogProbabilities
-from quire.pipelines.core.plan import PlanRow, StepResult
+from quire.pipelines.core.plan import INVALID_LOGITS, NO_TOKEN_LEFT, PlanRow, StepResult
 from quire.pipelines.worker.constraints import constrain
+from quire.pipelines.worker.grammar_masks import GrammarMasks
 
-INVALID_LOGITS = "the model produced invalid logits (NaN or infinity)"
 
-
-def sample_rows(logits_SV: torch.Tensor, rows: Sequence[PlanRow]) -> StepResult:
+def sample_rows(
+    logits_SV: torch.Tensor, rows: Sequence[PlanRow], masks: GrammarMasks | None
+) -> StepResult:
     """One token per row of fp32 `logits_SV`, which is changed; a row with invalid logits fails.
+    `masks` are those of the rows' grammars.
 
     Log-probabilities are of the logits as given, before penalties and bans.
     """
@@ -33,7 +35,8 @@ def sample_rows(logits_SV: torch.Tensor, rows: Sequence[PlanRow]) -> StepResult:
     raw_WV = logits_SV[wanted] if wanted else None
     invalid_S = find_invalid_rows(logits_SV)
     apply_penalty_rows(logits_SV, _penalties(contexts))
-    blocked = {
+    empty = [] if masks is None else masks.apply(logits_SV)
+    blocked = dict.fromkeys(empty, NO_TOKEN_LEFT) | {
         index: reason
         for index, context in enumerate(contexts)
         if (reason := constrain(logits_SV, index, context)) is not None

@@ -16,6 +16,10 @@ from quire.pipelines.worker.engine import Engine
 from quire.pipelines.worker.load import LoadedModel, load_runner
 from quire.pipelines.worker.start_encoder import StartedEncoder, start_encoder
 
+CPU_ITL_SECONDS = 0.125
+CPU_ITL_STRETCH = 5.0
+"""A CPU's steps with decodes: so many seconds, or so many steps of decodes alone."""
+
 
 @dataclass(frozen=True)
 class StartedEngine:
@@ -45,6 +49,7 @@ class StartedEngine:
             memory_table=model.plan.table(),
             cpu_kernels=self.cpu_kernels,
             kv_cache_tokens=config.kv_cache_tokens,
+            kv_cache_concurrency=model.plan.concurrency,
         )
 
 
@@ -77,10 +82,20 @@ def start_engine(
         max_batch_input_tokens=settings.max_batch_input_tokens,
         max_length=model.max_length,
         enable_prefix_caching=settings.enable_prefix_caching,
+        **_itl_bounds(settings, model.device),
     )
     matchers = GrammarMatchers(folder, spec)
     engine = Engine(model.runner, config, epoch)
     return StartedEngine(engine, model, config, _cpu_kernels(model.device), matchers)
+
+
+def _itl_bounds(settings: ModelSettings, device: str) -> dict[str, float]:
+    """What steps with decodes may take. On a GPU full chunks take no longer than streams bear."""
+    if settings.itl_target is not None:
+        return {"itl_target": settings.itl_target}
+    if device == "cpu":
+        return {"itl_target": CPU_ITL_SECONDS, "itl_stretch": CPU_ITL_STRETCH}
+    return {}
 
 
 def _cpu_kernels(device: str) -> str:

@@ -9,6 +9,7 @@ from fake_hub import COMMIT, FILES, WANTED, Hub, running_hub
 from quire.config.errors import ConfigError, ModelError
 from quire.pipelines.embedding_config import read_embedding_config
 from quire.pipelines.hf import HuggingFaceRepo, resolve_model
+from quire.pipelines.tokenizer import TOOL_TEMPLATE
 
 
 @pytest.fixture
@@ -47,6 +48,16 @@ def test_the_pooling_of_an_embedding_model_comes_along(hub: Hub, tmp_path: Path)
     (folder / "1_Pooling" / "config.json").unlink()
     again = resolve_model("org/model", endpoint=hub.endpoint, cache_dir=tmp_path)
     assert (again / "1_Pooling" / "config.json").is_file()
+
+
+def test_the_template_for_tools_comes_along(hub: Hub, tmp_path: Path) -> None:
+    hub.files[TOOL_TEMPLATE] = b"{{ tools }}"
+    hub.files["additional_chat_templates/rag.jinja"] = b"{{ documents }}"
+
+    folder = resolve_model("org/model", endpoint=hub.endpoint, cache_dir=tmp_path)
+
+    assert (folder / TOOL_TEMPLATE).read_bytes() == b"{{ tools }}"
+    assert len(list((folder / TOOL_TEMPLATE).parent.iterdir())) == 1
 
 
 def test_a_cached_snapshot_is_used_without_asking_the_hub(hub: Hub, tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from quire.config.errors import ModelError
 from quire.pipelines.chat_template import ChatTemplate, TextTooLong
 from quire.pipelines.token_decoder import TokenDecoder
-from quire.pipelines.tokenizer import TextTokenizer
+from quire.pipelines.tokenizer import TOOL_TEMPLATE, TextTokenizer
 
 FAMILIES = ["byte_level", "llama", "metaspace"]
 TEXTS = ["Hello world", " leading", "two  spaces ", "naïve 日本語 🙂", "a\nb\n\n c", "x" * 50]
@@ -215,6 +215,15 @@ def test_wordpiece_writes_a_space_before_each_word() -> None:
     assert decoder.strip_first(decoder.decode("the")) == b"the"
 
 
+def test_without_a_decoder_tokens_are_words_as_the_library_has_them() -> None:
+    words = {"the": 0, "river": 1, "##s": 2, "[UNK]": 3}
+    backend = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = TextTokenizer(backend.to_str().encode())
+
+    assert tokenizer.decode([0, 1, 2]) == backend.decode([0, 1, 2]) == "the river ##s"
+
+
 @pytest.mark.parametrize("form", ["string", "list", "file"])
 def test_template_is_found_in_every_place(folder: Path, tmp_path: Path, form: str) -> None:
     shutil.copy(folder / "tokenizer.json", tmp_path)
@@ -231,9 +240,10 @@ def test_template_is_found_in_every_place(folder: Path, tmp_path: Path, form: st
     assert text.startswith("<|im_start|>user\nHello")
 
 
+@pytest.mark.parametrize("form", ["list", "files"])
 @pytest.mark.parametrize("tools", [None, [{"type": "function", "function": {"name": "f"}}]])
 def test_a_template_for_tools_is_taken_where_there_are_some(
-    folder: Path, tmp_path: Path, tools: list[dict[str, Any]] | None
+    folder: Path, tmp_path: Path, tools: list[dict[str, Any]] | None, form: str
 ) -> None:
     """As Hermes 3 and Command R have one."""
     both = {
@@ -241,11 +251,10 @@ def test_a_template_for_tools_is_taken_where_there_are_some(
         + CHATML,
         "default": "\n  " + CHATML + "  \n",
     }
-    shutil.copy(folder / "tokenizer.json", tmp_path)
-    rows = [{"name": name, "template": template} for name, template in both.items()]
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": rows}))
     oracle = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     oracle.chat_template = both
+    oracle.save_pretrained(tmp_path, save_jinja_files=form == "files")
+    assert (tmp_path / TOOL_TEMPLATE).is_file() is (form == "files")
 
     template = TextTokenizer.from_folder(tmp_path).chat_template
 

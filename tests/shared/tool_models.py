@@ -1,6 +1,8 @@
 """A model of any tool format behind the HTTP layer, whose replies are scripted."""
 
+import functools
 import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx2
@@ -10,7 +12,7 @@ from quire.pipelines.core.grammar import Grammar, GrammarSpec
 from quire.pipelines.tokenizer import TextTokenizer
 from quire.server.openai.served import ServedModel
 from quire.server.openai.tools.dialect import Dialect
-from quire.server.openai.tools.formats import format_named
+from quire.server.openai.tools.formats import ToolFormat, format_named
 
 END = "<|im_end|>"
 TEMPLATE = (
@@ -89,6 +91,25 @@ def marks_of(name: str) -> tuple[str, ...]:
     return tuple(m for m in (*row.openings, *row.inner_marks, *row.closings) if m != "functools[")
 
 
+def call_text(
+    format_: ToolFormat,
+    name: str,
+    arguments: Mapping[str, Any],
+    *,
+    dump: Callable[[Any], str] = json.dumps,
+    python: Callable[[Any], str] | None = None,
+) -> str:
+    """A call without what stands around it; `dump` writes JSON, `python` the values of keywords."""
+    text = dump(arguments)
+    if format_.family == "pythonic":
+        text = ", ".join(f"{key}={(python or dump)(value)}" for key, value in arguments.items())
+    elif format_.family == "xml":
+        shown = {key: v if isinstance(v, str) else dump(v) for key, v in arguments.items()}
+        parts = (format_.argument.replace("KEY", key).replace("VALUE", shown[key]) for key in shown)
+        text = "".join(parts)
+    return format_.call.replace("NAME", name).replace("INDEX", "0").replace("ARGUMENTS", text)
+
+
 def written(name: str, arguments: str) -> str:
     format_ = format_named(name)
     if name == "harmony":
@@ -96,17 +117,24 @@ def written(name: str, arguments: str) -> str:
             "<|channel|>analysis<|message|>Look.<|end|><|start|>assistant<|channel|>commentary "
             f"to=functions.get_weather <|constrain|>json<|message|>{arguments}"
         )
-    if format_.family == "pythonic":
-        arguments = "city=" + json.dumps(json.loads(arguments)["city"], ensure_ascii=False)
-    call = format_.call.replace("NAME", "get_weather").replace("ARGUMENTS", arguments)
+    if format_.family in ("pythonic", "xml"):
+        dump = functools.partial(json.dumps, ensure_ascii=False)
+        call = call_text(format_, "get_weather", json.loads(arguments), dump=dump)
+    else:
+        call = format_.call.replace("NAME", "get_weather").replace("INDEX", "0")
+        call = call.replace("ARGUMENTS", arguments)
     return f"{format_.before}{call}{format_.after}"
 
 
-def streamed(http: httpx2.Client, body: dict[str, Any]) -> list[dict[str, Any]]:
+def chunks_of(http: httpx2.Client, body: dict[str, Any]) -> list[dict[str, Any]]:
     with http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as reply:
         assert reply.status_code == 200, reply.read()
         lines = [line[6:] for line in reply.iter_lines() if line.startswith("data: ")]
     assert lines.pop() == "[DONE]"
     chunks = [json.loads(line) for line in lines]
     assert not any("error" in chunk for chunk in chunks)
-    return [choice for chunk in chunks for choice in chunk["choices"]]
+    return chunks
+
+
+def streamed(http: httpx2.Client, body: dict[str, Any]) -> list[dict[str, Any]]:
+    return [choice for chunk in chunks_of(http, body) for choice in chunk["choices"]]

@@ -38,6 +38,9 @@ class CharacterParser(ABC):
         self._back: list[str] = []
         self._raw: list[str] | None = None
         self._fast: tuple[re.Pattern[str], Kind] | None = None
+        self._num_fed = self._num_held = 0
+        self.reasoning_spans: list[tuple[int, int | None]] = []
+        """Where in the text each piece of reasoning begins and ends; None while it goes on."""
         self._steps = self._run()
         next(self._steps)
 
@@ -52,9 +55,11 @@ class CharacterParser(ABC):
                 end = length if found is None else found.start()
                 if end > start:
                     self._events.append(Event(kind, text[start:end]))
+                self._num_fed += end - start
                 start = end
                 if start == length:
                     break
+            self._num_fed += 1
             self._steps.send(text[start])
             start += 1
         return self._taken()
@@ -66,6 +71,25 @@ class CharacterParser(ABC):
         except StopIteration:
             return self._taken()
         raise AssertionError("a parser went on after the end")
+
+    @property
+    def settled(self) -> int:
+        """Characters of the text that are no part of a mark which may still become whole."""
+        return self._num_fed - self._num_held
+
+    def _begin_reasoning(self) -> None:
+        """Reasoning begins with the next character."""
+        self.reasoning_spans.append((self._position, None))
+
+    def _end_reasoning(self, mark: str) -> None:
+        """It ended before `mark`, which was read last; END: with the text."""
+        start, _ = self.reasoning_spans.pop()
+        self.reasoning_spans.append((start, None if mark == END else self._position - len(mark)))
+
+    @property
+    def _position(self) -> int:
+        """Characters of the text before the next one to be read."""
+        return self._num_fed - sum(map(len, self._back))
 
     @abstractmethod
     def _run(self) -> Steps:
@@ -117,8 +141,10 @@ class CharacterParser(ABC):
         held = ""
         while True:
             self._fast = None if held or self._back else fast
+            self._num_held = len(held)
             character = yield from self._next()
             self._fast = None
+            self._num_held = 0
             if character == END:
                 self._emit(kind, held)
                 return END

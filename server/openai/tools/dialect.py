@@ -15,6 +15,7 @@ from quire.server.openai.tools.named_calls import NamedCalls
 from quire.server.openai.tools.pythonic_calls import PythonicCalls
 from quire.server.openai.tools.reply_parser import ReplyParser
 from quire.server.openai.tools.thinking import THINK_TAGS, Thinking, ThinkTags, think_tags_of
+from quire.server.openai.tools.xml_calls import XmlCalls
 
 Opening = Literal["inside", "after", "before"]
 """Where in the reasoning a prompt ends: inside it, after it, or before what may be one."""
@@ -25,14 +26,15 @@ _PROBE = "quire-probe"
 class Dialect:
     """`tools` and `think` are None where the model has no calls, or no reasoning, that we know.
 
-    `specials` are the ids of the strings around them that are control tokens. `wants_json_text`:
-    the chat template prints a call's arguments as they are, so they must be text.
+    `specials` are the ids of the strings around them that are control tokens; `think_ids` those of
+    the tags of reasoning, where each is one token. `wants_json_text`: the chat template prints a call's arguments as they are, so they must be text.
     """
 
     tools: ToolFormat | None = None
     think: ThinkTags | None = None
     is_harmony: bool = False
     specials: Mapping[str, int] = field(default_factory=dict)
+    think_ids: tuple[int, int] | None = None
     wants_json_text: bool = False
     wants_null_content: bool = False
 
@@ -63,9 +65,14 @@ class Dialect:
         )
         known = tokenizer.special_tokens
         specials = {mark: known[mark] for mark in _marks(tools, think, is_harmony) if mark in known}
+        if is_harmony:
+            think = None
+        ids = tokenizer.added_tokens
+        has_ids = think is not None and think.opening in ids and think.closing in ids
         return cls(
             tools=tools,
-            think=None if is_harmony else think,
+            think=think,
+            think_ids=(ids[think.opening], ids[think.closing]) if think and has_ids else None,
             is_harmony=is_harmony,
             specials=specials,
             wants_json_text=template is not None and _wants_json_text(template),
@@ -93,20 +100,33 @@ class Dialect:
             text = text.replace(mark, CONTROL_MARK + mark)
         return text
 
-    def parser(
-        self, names: frozenset[str], opening: Opening, *, shows_reasoning: bool = True
-    ) -> ReplyParser | None:
-        """For a reply that may call the functions of `names`; None where all of it is content."""
-        parsers: list[CharacterParser] = []
-        if self.think is not None and opening != "after":
-            tags = ThinkTags(*map(self.shown, self.think))
-            parsers.append(Thinking(tags, is_open=opening == "inside"))
+    def reasoning_parser(self, names: frozenset[str], opening: Opening) -> CharacterParser | None:
+        """What tells reasoning in a reply; None where there is none."""
         if self.is_harmony:
-            parsers.append(HarmonyMessages(HARMONY.rewritten(self.shown), names))
-        elif self.tools is not None and names:
+            return HarmonyMessages(HARMONY.rewritten(self.shown), names)
+        if self.think is None or opening == "after":
+            return None
+        return Thinking(ThinkTags(*map(self.shown, self.think)), is_open=opening == "inside")
+
+    def parser(
+        self,
+        names: frozenset[str],
+        opening: Opening,
+        *,
+        shows_reasoning: bool = True,
+        schemas: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> ReplyParser | None:
+        """For a reply that may call the functions of `names`, whose arguments are of `schemas`; None
+        where all of it is content."""
+        reasoning = self.reasoning_parser(names, opening)
+        parsers: list[CharacterParser] = [] if reasoning is None else [reasoning]
+        if self.tools is not None and names and not self.is_harmony:
             hidden = frozenset(map(self.shown, self.specials))
-            family = _FAMILIES[self.tools.family]
-            parsers.append(family(self.tools.rewritten(self.shown), names, hidden))
+            format_ = self.tools.rewritten(self.shown)
+            if format_.family == "xml":
+                parsers.append(XmlCalls(format_, names, hidden, schemas))
+            else:
+                parsers.append(_FAMILIES[format_.family](format_, names, hidden))
         if not parsers:
             return None
         has_marks = bool(self.specials)

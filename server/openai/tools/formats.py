@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Family = Literal["json", "named", "pythonic", "harmony"]
+Family = Literal["json", "named", "pythonic", "xml", "harmony"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,12 +14,13 @@ class ToolFormat:
     A template is of this format when it holds every string of one of `seen`, and none of `unseen`.
 
     `before`, `call`, `between` and `after` spell what a grammar lets a model write: `before`, calls
-    with `between` between them, `after`. In a `call`, NAME is the function's name and ARGUMENTS its
-    arguments. `openings` and `closings` are the strings that a parser looks for around calls;
+    with `between` between them, `after`. In a `call`, NAME is the function's name, ARGUMENTS its
+    arguments and INDEX a number; of the family xml, `argument` spells one of them by KEY and VALUE.
+    `openings` and `closings` are the strings that a parser looks for around calls;
     `inner_marks` are others within a call. `is_bare`: calls may also begin the reply with no
     opening. `wants_short_ids`: the template takes
-    ids of nine letters or digits. `tools_in_system`: it takes tools as a string in the system
-    message.
+    ids of nine letters or digits. `counts_calls`: it takes ids of the form functions.NAME:INDEX.
+    `tools_in_system`: it takes tools as a string in the system message.
     """
 
     name: str
@@ -32,9 +33,11 @@ class ToolFormat:
     is_bare: bool = False
     before: str = ""
     call: str = '{"name": "NAME", "arguments": ARGUMENTS}'
+    argument: str = ""
     between: str = ", "
     after: str = ""
     wants_short_ids: bool = False
+    counts_calls: bool = False
     tools_in_system: bool = False
 
     def rewritten(self, rewrite: Callable[[str], str]) -> "ToolFormat":
@@ -50,6 +53,7 @@ class ToolFormat:
             inner_marks=all_of(self.inner_marks),
             before=rewrite(self.before),
             call=rewrite(self.call),
+            argument=rewrite(self.argument),
             between=rewrite(self.between),
             after=rewrite(self.after),
         )
@@ -95,6 +99,20 @@ FORMATS: tuple[ToolFormat, ...] = (
         call="<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>ARGUMENTS<｜tool▁call▁end｜>",
         between="",
         after="<｜tool▁calls▁end｜>",
+    ),
+    ToolFormat(
+        name="kimi_k2",
+        family="named",
+        seen=(("<|tool_calls_section_begin|>",),),
+        openings=("<|tool_calls_section_begin|>", "<|tool_call_begin|>"),
+        closings=("<|tool_calls_section_end|>",),
+        inner_marks=("<|tool_call_argument_begin|>", "<|tool_call_end|>"),
+        before="<|tool_calls_section_begin|>",
+        call="<|tool_call_begin|>functions.NAME:INDEX<|tool_call_argument_begin|>ARGUMENTS"
+        "<|tool_call_end|>",
+        between="",
+        after="<|tool_calls_section_end|>",
+        counts_calls=True,
     ),
     ToolFormat(
         name="mistral",
@@ -143,6 +161,52 @@ FORMATS: tuple[ToolFormat, ...] = (
         openings=("<|tool_call|>", "<tool_call>"),
         before="<|tool_call|>[",
         after="]",
+    ),
+    ToolFormat(
+        name="qwen3_coder",
+        family="xml",
+        seen=(("<tool_call>", "<function="),),
+        openings=("<tool_call>",),
+        closings=("</tool_call>",),
+        call="<tool_call>\n<function=NAME>\nARGUMENTS</function>\n</tool_call>",
+        argument="<parameter=KEY>\nVALUE\n</parameter>\n",
+        between="\n",
+    ),
+    ToolFormat(
+        name="glm45",
+        family="xml",
+        seen=(("<tool_call>", "<arg_key>"),),
+        unseen=("</arg_key><arg_value>", "<tool_sep>"),
+        openings=("<tool_call>",),
+        closings=("</tool_call>",),
+        inner_marks=("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+        call="<tool_call>NAME\nARGUMENTS</tool_call>",
+        argument="<arg_key>KEY</arg_key>\n<arg_value>VALUE</arg_value>\n",
+        between="\n",
+    ),
+    ToolFormat(
+        name="glm47",
+        family="xml",
+        seen=(("<tool_call>", "<arg_key>"),),
+        unseen=("<tool_sep>",),
+        openings=("<tool_call>",),
+        closings=("</tool_call>",),
+        inner_marks=("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+        call="<tool_call>NAMEARGUMENTS</tool_call>",
+        argument="<arg_key>KEY</arg_key><arg_value>VALUE</arg_value>",
+        between="",
+    ),
+    ToolFormat(
+        name="minimax_m2",
+        family="xml",
+        seen=(("<minimax:tool_call>", "<invoke name="),),
+        openings=("<minimax:tool_call>",),
+        closings=("</minimax:tool_call>",),
+        before="<minimax:tool_call>\n",
+        call='<invoke name="NAME">\nARGUMENTS</invoke>\n',
+        argument='<parameter name="KEY">VALUE</parameter>\n',
+        between="",
+        after="</minimax:tool_call>",
     ),
     ToolFormat(
         name="hermes",

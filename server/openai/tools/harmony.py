@@ -73,6 +73,7 @@ class HarmonyMessages(CharacterParser):
             self._has_content = True
         else:
             self._has_reasoned = True
+            self._begin_reasoning()
         yield from self._end(kind)
 
     def _call(self, name: str) -> Steps:
@@ -89,6 +90,8 @@ class HarmonyMessages(CharacterParser):
     def _end(self, kind: Kind) -> Reading:
         """The rest of a message; returns the marker that ends it."""
         marker = yield from self._until(self._ends, kind)
+        if kind == "reasoning":
+            self._end_reasoning(marker)
         if marker in (self._channel, END):
             self._unread(marker)
         return marker

@@ -21,7 +21,7 @@ class History:
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
-        self._names: dict[str, str] = {}
+        self._calls: dict[str, tuple[str, str]] = {}
         self.warnings: list[str] = []
 
     def calls(self, calls: Sequence[MessageToolCall], path: str) -> list[dict[str, Any]]:
@@ -33,21 +33,20 @@ class History:
             function = {"name": call.function.name, "arguments": arguments}
             row: dict[str, Any] = {"type": "function", "function": function}
             if call.id is not None:
-                self._names[call.id] = call.function.name
-                row["id"] = self._id(call.id)
+                row["id"] = self._known(call.id, call.function.name)
             rows.append(row)
         return rows
 
     def result(self, call_id: str | None, name: str | None, path: str) -> Mapping[str, str]:
         """What tells a template which call a tool's message answers."""
-        known = None if call_id is None else self._names.get(call_id)
+        known = None if call_id is None else self._calls.get(call_id)
         if known is None:
             self.warnings.append(f"{path} answers no tool call of this conversation")
         row: dict[str, str] = {}
         if call_id is not None:
-            row["tool_call_id"] = self._id(call_id)
+            row["tool_call_id"] = self._short(call_id) if known is None else known[1]
         if name or known:
-            row["name"] = name or known or ""
+            row["name"] = name or (known[0] if known else "")
         return row
 
     def _arguments(self, given: str | dict[str, Any], path: str) -> Any:
@@ -60,10 +59,20 @@ class History:
             value = None
         if not isinstance(value, dict) or is_deeper(value, LIMITS.json_depth):
             self.warnings.append(f"{path}.function.arguments is no JSON object")
-            return given
+            format_ = self._dialect.tools
+            is_listed = format_ is not None and format_.family == "xml"
+            return {"arguments": given} if is_listed else given
         return given if self._dialect.wants_json_text and given.strip() else _encodable(value)
 
-    def _id(self, given: str) -> str:
+    def _known(self, given: str, name: str) -> str:
+        """Remember a call; its id as the template takes it."""
+        format_ = self._dialect.tools
+        counts = format_ is not None and format_.counts_calls
+        id = f"functions.{name}:{len(self._calls)}" if counts else self._short(given)
+        self._calls[given] = name, id
+        return id
+
+    def _short(self, given: str) -> str:
         format_ = self._dialect.tools
         is_short = len(given) == _SHORT_ID and given.isascii() and given.isalnum()
         if format_ is None or not format_.wants_short_ids or is_short:

@@ -24,7 +24,8 @@ class NamedCalls(CharacterParser):
         self._format = format_
         self._names = names
         before, _, rest = format_.call.partition("NAME")
-        self._before_arguments, _, self._after = rest.partition("ARGUMENTS")
+        between, _, self._after = rest.partition("ARGUMENTS")
+        self._before_index, _, self._before_arguments = between.rpartition("INDEX")
         # Of what precedes the name, the parser has read the opening when it gets there.
         self._opening = max((o for o in format_.openings if before.startswith(o)), key=len)
         self._before_name = before.removeprefix(self._opening)
@@ -89,6 +90,8 @@ class NamedCalls(CharacterParser):
                 return END
             read += character
         name = read.removesuffix(mark)
+        if self._before_index:
+            name = name.partition(self._before_index)[0]
         for other in self._format.inner_marks:
             name = name.partition(other)[0]
         return name.strip()

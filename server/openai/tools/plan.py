@@ -1,15 +1,22 @@
 """`ReplyPlan`: what a chat request and the model's dialect make of the reply."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from quire.pipelines.core.grammar import GrammarSpec
+from quire.pipelines.core.sampling_params import ThinkingBudget
 from quire.pipelines.structured.json_schema import NotEnforceable, enforceable
 from quire.server.errors import InvalidRequest, UnsupportedParameter
 from quire.server.openai.tools.dialect import Dialect, Opening
-from quire.server.openai.tools.grammar import CallRules, answer_grammar, tool_grammar
+from quire.server.openai.tools.grammar import (
+    CallRules,
+    answer_grammar,
+    arguments_node,
+    tool_grammar,
+)
+from quire.server.openai.tools.reasoning_meter import ReasoningMeter
 from quire.server.openai.tools.reply_parser import ReplyParser
 from quire.server.openai.tools.request import (
     AllowedTools,
@@ -19,6 +26,7 @@ from quire.server.openai.tools.request import (
     ToolChoice,
     chosen_names,
 )
+from quire.server.openai.tools.structural_tag import Node
 
 _NO_ARGUMENTS: Mapping[str, Any] = {
     "type": "object",
@@ -40,6 +48,8 @@ class ReplyPlan:
     is_parallel: bool = True
     shows_reasoning: bool = True
     tools: tuple[FunctionTool, ...] = field(default=())
+    on_calls: Callable[[int], None] | None = None
+    """Told how many calls a choice has, where it may have some."""
 
     @property
     def may_go_on(self) -> bool:
@@ -56,7 +66,34 @@ class ReplyPlan:
 
     def parser(self) -> ReplyParser | None:
         """A parser for one choice; None where all of its text is content."""
-        return self.dialect.parser(self.names, self.opening, shows_reasoning=self.shows_reasoning)
+        parser = self.dialect.parser(
+            self.names,
+            self.opening,
+            shows_reasoning=self.shows_reasoning,
+            schemas={tool.function.name: tool.function.parameters or {} for tool in self.tools},
+        )
+        if parser is not None and self.names:
+            parser.on_finish = self.on_calls
+        return parser
+
+    def thinking_budget(self, tokens: int | None) -> ThinkingBudget | None:
+        """What bounds the reasoning to so many tokens.
+
+        Raises:
+            UnsupportedParameter: the model has no reasoning that one token ends.
+        """
+        if tokens is None:
+            return None
+        if self.dialect.think_ids is None:
+            reason = "the model has no reasoning between two tokens; see --reasoning-parser"
+            raise UnsupportedParameter("thinking_token_budget", reason)
+        if self.opening == "after":
+            return None
+        return ThinkingBudget(tokens, *self.dialect.think_ids, is_open=self.opening == "inside")
+
+    def reasoning_meter(self) -> ReasoningMeter:
+        """What counts the tokens of reasoning of one choice."""
+        return ReasoningMeter(self.dialect.reasoning_parser(self.names, self.opening))
 
     def grammar(
         self, answer: tuple[str, GrammarSpec] | None
@@ -81,28 +118,44 @@ class ReplyPlan:
             raise _invalid(param, str(error)) from None
 
     def _rules(self) -> tuple[CallRules, list[str]]:
-        assert self.dialect.tools is not None
-        is_pythonic = self.dialect.tools.family == "pythonic"
-        schemas: dict[str, Mapping[str, Any]] = {}
+        arguments: dict[str, Node] = {}
         warnings: list[str] = []
         for index, tool in enumerate(self.tools):
             function = tool.function
             if function.name not in self.names:
                 continue
             try:
-                schemas[function.name] = _schema(function, is_pythonic=is_pythonic)
+                arguments[function.name] = self._arguments(function)
             except NotEnforceable as error:
                 param = f"tools.{index}.function.parameters"
                 if function.strict:
                     raise _invalid(param, str(error)) from None
                 warnings.append(f"{param} not enforced: {error}")
-                schemas[function.name] = _ANY_ARGUMENTS
+                node = arguments_node(self.dialect, _ANY_ARGUMENTS, _ANY_ARGUMENTS)
+                arguments[function.name] = node
         rules = CallRules(
-            schemas=schemas,
+            arguments=arguments,
             is_required=_is_required(self.choice),
             is_parallel=self.is_parallel and not isinstance(self.choice, NamedTool),
         )
         return rules, warnings
+
+    def _arguments(self, function: Function) -> Node:
+        """What a function's arguments may be.
+
+        Raises:
+            NotEnforceable: the schema has a part that cannot be enforced.
+        """
+        assert self.dialect.tools is not None
+        given = function.parameters
+        if not given:
+            return arguments_node(self.dialect, _NO_ARGUMENTS, _NO_ARGUMENTS)
+        if "type" not in given and not {"$ref", "anyOf", "oneOf", "allOf"} & given.keys():
+            given = {**given, "type": "object"}
+        schema = _schema(given, is_listed=self.dialect.tools.family in ("pythonic", "xml"))
+        if self.dialect.tools.family == "pythonic":
+            _check_keywords(schema)
+        return arguments_node(self.dialect, schema, given)
 
 
 def allowed_names(
@@ -130,30 +183,29 @@ def _is_required(choice: ToolChoice | None) -> bool:
     return choice == "required" or isinstance(choice, NamedTool)
 
 
-def _schema(function: Function, *, is_pythonic: bool) -> Mapping[str, Any]:
-    """The schema of a function's arguments, in a form that is enforced whole.
+def _schema(given: Mapping[str, Any], *, is_listed: bool) -> Mapping[str, Any]:
+    """The schema of a function's arguments, in a form that is enforced whole. `is_listed`: the model
+    writes them one by one, not as an object.
 
     Raises:
         NotEnforceable: it has no such form.
     """
-    given = function.parameters
-    if not given:
-        return _NO_ARGUMENTS
-    if "type" not in given and not {"$ref", "anyOf", "oneOf", "allOf"} & given.keys():
-        given = {**given, "type": "object"}
     schema = enforceable(given)
     if not _is_object(given, given, set()):
         raise NotEnforceable("'type' at $ must be 'object'")
-    if is_pythonic:
+    if is_listed:
         if "type" not in schema:
-            raise NotEnforceable("'type' at $ is needed for keyword arguments")
+            raise NotEnforceable("'type' at $ is needed for arguments that are written one by one")
         for reference in _references(given):
             if not reference.startswith(("#/$defs/", "#/definitions/")):
                 raise NotEnforceable(f"'$ref' {reference!r:.80} is not to $defs")
-        for name in schema.get("properties", {}):
-            if not _IDENTIFIER.fullmatch(name):
-                raise NotEnforceable(f"{name!r:.80} at $.properties is no name of an argument")
     return schema
+
+
+def _check_keywords(schema: Mapping[str, Any]) -> None:
+    for name in schema.get("properties", {}):
+        if not _IDENTIFIER.fullmatch(name):
+            raise NotEnforceable(f"{name!r:.80} at $.properties is no name of an argument")
 
 
 def _is_object(schema: Any, root: Mapping[str, Any], seen: set[str]) -> bool:

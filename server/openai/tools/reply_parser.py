@@ -1,6 +1,6 @@
 """`ReplyParser`: one choice's text to reasoning, content and calls, whatever the model's format."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from quire.pipelines.text.detokenizer import CONTROL_MARK
 from quire.server.openai.tools.character_parser import SPACES, CharacterParser
@@ -30,6 +30,8 @@ class ReplyParser:
         self.num_calls = 0
         self.in_call = False
         """Whether the last call is incomplete."""
+        self.on_finish: Callable[[int], None] | None = None
+        """Told the number of calls when the text ends."""
 
     def feed(self, text: str) -> list[Event]:
         """What `text` adds."""
@@ -43,6 +45,8 @@ class ReplyParser:
         found = list(self._seen(events))
         if self._spaces and not self.num_calls:
             found.append(Event("content", self._spaces))
+        if self.on_finish is not None:
+            self.on_finish(self.num_calls)
         return joined(found)
 
     def _fed(self, events: list[Event], stage: int) -> list[Event]:

@@ -20,15 +20,17 @@ class Function(RequestModel):
     then any object, and the reply's warning header says so.
     """
 
-    name: FunctionName
-    description: str | None = None
+    name: FunctionName = Field(description="As the model calls it.")
+    description: str | None = Field(None, description="Shown to the model.")
     parameters: dict[str, Any] | None = Field(None, description="A JSON Schema of an object.")
-    strict: bool = False
+    strict: bool = Field(False, description="Refuse a schema that cannot be enforced whole.")
 
 
 class FunctionTool(RequestModel):
+    """A tool: only functions are served."""
+
     type: Literal["function"] = "function"
-    function: Function
+    function: Function = Field(description="What may be called.")
 
     @field_validator("type", mode="before")
     @classmethod
@@ -50,26 +52,32 @@ class FunctionTool(RequestModel):
 
 
 class NamedFunction(RequestModel):
-    name: FunctionName
+    """A function by name."""
+
+    name: FunctionName = Field(description="One of those in tools.")
 
 
 class NamedTool(RequestModel):
     """One function by name."""
 
     type: Literal["function"]
-    function: NamedFunction
+    function: NamedFunction = Field(description="The function to call.")
 
 
 class AllowedToolsList(RequestModel):
-    mode: Literal["auto", "required"]
-    tools: list[NamedTool] = Field(min_length=1, max_length=LIMITS.tools)
+    """Which functions, and whether one must be called."""
+
+    mode: Literal["auto", "required"] = Field(description="required: at least one is called.")
+    tools: list[NamedTool] = Field(
+        min_length=1, max_length=LIMITS.tools, description="Those that may be called."
+    )
 
 
 class AllowedTools(RequestModel):
     """Some of the functions; the prompt still shows all of them."""
 
     type: Literal["allowed_tools"]
-    allowed_tools: AllowedToolsList
+    allowed_tools: AllowedToolsList = Field(description="The functions.")
 
 
 def _choice_kind(value: Any) -> str:
@@ -92,11 +100,11 @@ Tools = Annotated[list[FunctionTool], Field(max_length=LIMITS.tools, fail_fast=T
 class CalledFunction(RequestModel):
     """`arguments`: JSON in a string, as the reply had it; an object is taken as well."""
 
-    name: str
+    name: str = Field(description="The function.")
     arguments: Annotated[
         Annotated[str, Tag("<text>")] | Annotated[dict[str, Any], Tag("<object>")],
         Discriminator(lambda value: "<object>" if isinstance(value, dict) else "<text>"),
-    ] = "{}"
+    ] = Field("{}", description="JSON in a string, or the object itself.")
 
 
 class MessageToolCall(RequestModel):
@@ -105,9 +113,9 @@ class MessageToolCall(RequestModel):
     unsupported: ClassVar[Mapping[str, Harmless]] = known_fields.TOOL_CALL
     without_effect: ClassVar[Mapping[str, type]] = {"index": int}
 
-    id: str | None = None
+    id: str | None = Field(None, description="What the tool's message names as tool_call_id.")
     type: Literal["function"] = "function"
-    function: CalledFunction
+    function: CalledFunction = Field(description="What was called.")
 
 
 def check_tools(tools: list[FunctionTool], choice: ToolChoice | None) -> None:

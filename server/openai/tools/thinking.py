@@ -39,8 +39,11 @@ class Thinking(CharacterParser):
             else:
                 self._raw_is_content()
         if self._is_open:
+            self._begin_reasoning()
             yield from self._spaces()
-            if (yield from self._until((self._tags.closing,), "reasoning")) == END:
+            mark = yield from self._until((self._tags.closing,), "reasoning")
+            self._end_reasoning(mark)
+            if mark == END:
                 return
             yield from self._spaces()
         yield from self._until((), "content")

@@ -11,15 +11,18 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from quire.config.limits import LIMITS
+from quire.kernels.logits_processing import apply_token_bitmask
 from quire.pipelines.architectures.load import load_model_spec
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.grammar import Grammar, GrammarSpec
 from quire.pipelines.core.sampling_params import SamplingParams
 from quire.pipelines.hf import resolve_model
 from quire.pipelines.structured.compile_process import Compiler, CompilerBoot
-from quire.pipelines.structured.json_schema import NotEnforceable, enforceable
+from quire.pipelines.structured.json_schema import NotEnforceable, enforceable, repeated
 from quire.pipelines.structured.matcher import GrammarMatchers
 from quire.pipelines.tokenizer import TextTokenizer
 
@@ -74,12 +77,14 @@ def walk(folder: Path, tokenizer: TextTokenizer, compiler: Compiler) -> Walk:
         )
         matchers.attach(context, matchers.load(known))
         assert context.matcher is not None
+        bitmask = torch.empty((1, -(-spec.vocab_size // 32)), dtype=torch.int32)
         generator = torch.Generator().manual_seed(seed)
         for step in range(MAX_TOKENS):
             logits = torch.randn(spec.vocab_size, generator=generator) * 3 + space
             logits[list(ends)] = 20.0
             logits += closing * (step > 25)
-            context.matcher.mask(logits)
+            if context.matcher.fill(bitmask, 0):
+                apply_token_bitmask(logits[None], bitmask)
             context.update(int(logits.argmax()))
             if context.is_done:
                 return tokenizer.decode(context.tokens.generated.tolist())
@@ -185,12 +190,30 @@ DISCRIMINATED = {
         {"allOf": [{"type": "boolean"}]},
         {"type": "string", "maxLength": 3, "title": "T", "x-order": 1},
         {"type": ["string", "null"], "minLength": 2},
+        {"type": "string", "minLength": 130, "maxLength": 140},
+        {
+            "anyOf": [
+                {"type": "string", "maxLength": n, "minLength": n - 9} for n in (200, 300, 500)
+            ]
+        },
         {"type": "object", "properties": {"a": True}, "required": ["a"], "maxProperties": 1},
     ],
     ids=lambda schema: next(iter(schema)),
 )
 def test_these_are_kept(walk: Walk, schema: dict[str, Any]) -> None:
     assert sum(check(walk, schema, seed) for seed in range(12)) > 6
+
+
+@settings(max_examples=200, deadline=None)
+@given(low=st.integers(0, 300), more=st.integers(0, 600), data=st.data())
+def test_long_repetitions_are_of_the_lengths_asked_for(low: int, more: int, data: Any) -> None:
+    high = low + more
+    borders = [low - 1, low, low + 1, low + 63, low + 64, low + 65, high - 1, high, high + 1]
+    count = data.draw(st.sampled_from(borders) | st.integers(0, high + 70))
+
+    is_match = re.fullmatch(repeated("a", low, high), "a" * count) is not None
+
+    assert is_match is (low <= count <= high) or count < 0
 
 
 def tagged(properties: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from transformers import NoBadWordsLogitsProcessor, SequenceBiasLogitsProcessor
 
 from quire.pipelines.core.plan import NO_TOKEN_LEFT
-from quire.pipelines.core.sampling_params import SamplingParams
+from quire.pipelines.core.sampling_params import SamplingParams, ThinkingBudget
 from quire.pipelines.worker.constraints import constrain
 
 VOCABULARY = 50
@@ -98,3 +98,86 @@ def test_impossible_constraints_are_refused() -> None:
         SamplingParams(logit_bias={3: float("nan")})
     with pytest.raises(ValueError, match="bad_words must be sequences that are not empty"):
         SamplingParams(bad_words=((3,), ()))
+
+
+OPEN, CLOSE = 40, 41
+
+
+@pytest.mark.parametrize(
+    ("tokens", "is_open", "generated", "is_forced"),
+    [
+        (3, True, [1, 2], False),
+        (3, True, [1, 2, 3], True),
+        (3, True, [1, 2, 3, 4, 5], True),
+        (3, True, [1, 2, CLOSE, 4, 5], False),
+        (3, True, [1, 2, 3, CLOSE, 4, 5, 6, 7], False),
+        (0, True, [], True),
+        (0, False, [], False),
+        (0, False, [OPEN], True),
+        (2, False, [OPEN, 1], False),
+        (2, False, [OPEN, 1, 2], True),
+        (2, False, [9, OPEN, 1, 2], True),
+        (2, False, [1, 2, 3, 4, OPEN, 5, 6], False),
+        (2, False, [1, 2, 3, 4, 5], False),
+    ],
+)
+def test_the_end_of_reasoning_is_forced(
+    tokens: int,
+    is_open: bool,
+    generated: list[int],
+    is_forced: bool,
+    logits: torch.Tensor,
+    context_of: Callable[..., Any],
+) -> None:
+    budget = ThinkingBudget(tokens, OPEN, CLOSE, is_open)
+    context = context_of(
+        [*HISTORY, *generated],
+        len(HISTORY),
+        thinking=budget,
+        bad_words=((CLOSE,),) if is_forced else (),
+        allowed_token_ids=(3,) if is_forced else (),
+    )
+    before = logits.clone()
+
+    assert constrain(logits, 1, context) is None
+
+    assert torch.equal(logits[0], before[0])
+    if is_forced:
+        assert logits[1].isfinite().nonzero()[:, 0].tolist() == [CLOSE]
+    else:
+        assert torch.equal(logits[1], before[1])
+
+
+def test_a_grammar_that_does_not_let_reasoning_end_goes_first(
+    logits: torch.Tensor, context_of: Callable[..., Any]
+) -> None:
+    context = context_of(HISTORY, 2, thinking=ThinkingBudget(1, OPEN, CLOSE, True))
+    logits[1, CLOSE] = float("-inf")
+    before = logits.clone()
+
+    assert constrain(logits, 1, context) is None
+    assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("resumed", [0, 1, 4, 5, 6])
+def test_a_resumed_context_ends_its_reasoning_at_the_same_place(
+    resumed: int,
+    random_model: Callable[..., Any],
+    load: Callable[..., Any],
+    drive: Callable[..., Any],
+    context_of: Callable[..., Any],
+) -> None:
+    """`resumed` tokens were generated before a worker died."""
+    loaded = load(random_model("Llama"))
+    budget = ThinkingBudget(4, OPEN, CLOSE, is_open=True)
+
+    def generate(history: list[int], count: int) -> list[int]:
+        for _ in range(count):
+            context = context_of(history, len(HISTORY), thinking=budget, temperature=1.0, seed=7)
+            plan = drive(loaded).plan([context], [(0, len(history))])
+            history = [*history, int(loaded.runner.execute(plan).tokens[0])]
+        return history[len(HISTORY) :]
+
+    whole = generate(HISTORY, 7)
+    assert whole.index(CLOSE) == 4
+    assert generate([*HISTORY, *whole[:resumed]], 7 - resumed) == whole

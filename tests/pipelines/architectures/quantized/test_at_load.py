@@ -10,6 +10,7 @@ from parity.random_models import make_random_model
 from quire.config.errors import ConfigError
 from quire.config.settings import ModelSettings
 from quire.pipelines.architectures.load import load_model_spec
+from quire.pipelines.architectures.quantized import at_load
 from quire.pipelines.architectures.quantized.at_load import ENCODINGS, quantize_at_load
 from quire.pipelines.architectures.spec import ModelSpec
 from quire.pipelines.kv_cache.memory_plan import plan_memory
@@ -52,19 +53,36 @@ def test_the_layers_take_fewer_bytes_on_a_gpu(
 
     quantized = numbers * bits / 8 + sum(rows for rows, _ in sizes) * bytes_per_row
     assert spec.weight_bytes("bfloat16", "cuda") == others + quantized
-    assert spec.weight_bytes("bfloat16", "cpu") == dense.weight_bytes("bfloat16", "cpu")
     assert spec.tensors() == dense.tensors()
 
 
+@pytest.mark.parametrize("is_built", [True, False])
+@pytest.mark.parametrize("quantization", ["int8", "fp8", "q4_0", "q8_0"])
+def test_on_a_cpu_the_compiled_kernels_take_int8_as_it_is(
+    quantization: str, is_built: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(at_load, "library", lambda: object() if is_built else None)
+    dense = spec_of(tmp_path)
+
+    spec = quantize_at_load(dense, quantization, "cpu")
+
+    sizes = linear_sizes(dense)
+    saved = sum(rows * columns - 4 * rows for rows, columns in sizes)
+    fewer = dense.weight_bytes("bfloat16", "cpu") - spec.weight_bytes("bfloat16", "cpu")
+    is_packed = quantization == "int8" and is_built
+    assert fewer == (saved if is_packed else 0)
+    assert ("dequantized numbers" in spec.quant.notes[0]) == (not is_packed)
+
+
 def test_the_plan_that_is_logged_says_what_is_quantized(tmp_path: Path) -> None:
-    spec = quantize_at_load(spec_of(tmp_path), "int8", "cpu")
+    spec = quantize_at_load(spec_of(tmp_path), "fp8", "cpu")
 
     plan = plan_memory(
         spec, ModelSettings(), dtype="bfloat16", device_type="cpu", device_memory_bytes=GIB
     )
 
     numbers = sum(rows * columns for rows, columns in linear_sizes(spec))
-    assert f"to int8: 21 linear layers of {numbers} weights; embedding, norms and head are not" in (
+    assert f"to fp8: 21 linear layers of {numbers} weights; embedding, norms and head are not" in (
         plan.table()
     )
     assert "a CPU computes with the dequantized numbers" in plan.table()

@@ -10,6 +10,7 @@ import torch
 from parity.families.quantized import AT_LOAD, METHODS
 
 from quire.config.errors import ConfigError, ModelError
+from quire.kernels.native import library
 from quire.pipelines.architectures.config_file import ConfigFile
 from quire.pipelines.architectures.encodings import Encoding
 from quire.pipelines.architectures.quantized.at_load import ENCODINGS
@@ -18,6 +19,7 @@ from quire.pipelines.architectures.quantized.modelopt import read_modelopt
 from quire.pipelines.architectures.quantized.read import read_quant_config
 from quire.pipelines.nn.linear import Linear, StackedLinear
 from quire.pipelines.nn.linear_weight import LinearWeight
+from quire.pipelines.nn.quantized.int8 import Int8Weight
 from quire.pipelines.nn.sharding import ShardingStrategy
 from quire.pipelines.nn.weight_kinds import WEIGHT_KINDS
 
@@ -136,8 +138,11 @@ def quantized_input(x: torch.Tensor, spec: Float8InputScaleSpec) -> torch.Tensor
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_kernels_of_a_gpu_compute_with_these_numbers(name: str) -> None:
+def test_the_kernels_of_a_gpu_compute_with_these_numbers(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Their definitions, that is, which run anywhere."""
+    monkeypatch.setattr("quire.pipelines.nn.quantized.int8.library", lambda: None)
     numbers, weight = packed(name, random_weight())
     x, bias = torch.randn(5, IN), torch.randn(OUT)
     encoding = encoding_of(name)
@@ -155,6 +160,24 @@ def test_the_kernels_of_a_gpu_compute_with_these_numbers(name: str) -> None:
 
     expected = seen @ numbers.double().t() + bias
     torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_compiled_kernels_of_a_cpu_compute_with_int8(dtype: torch.dtype) -> None:
+    if library() is None:
+        pytest.skip("no compiled library")
+    source = {"weight": random_weight()}
+    weight = Int8Weight.from_tensors(encoding_of("int8 at load"), source, dtype)
+    x, bias = torch.randn(5, IN).to(dtype), torch.randn(OUT).to(dtype)
+
+    assert weight.is_packed_on(CPU)
+    actual = weight.prepare(bias, CPU, None)(x)
+
+    assert actual.dtype == dtype
+    numbers = weight.weight.double() * weight.weight_scale
+    expected = x.double() @ numbers.t() + bias.double()
+    epsilon = torch.finfo(dtype).eps
+    torch.testing.assert_close(actual.double(), expected, rtol=epsilon, atol=1e-4)
 
 
 def test_a_gpu_without_fp8_is_refused_at_load(monkeypatch: pytest.MonkeyPatch) -> None:

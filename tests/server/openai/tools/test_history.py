@@ -88,3 +88,52 @@ def test_the_history_reaches_the_template(make: Callable[..., Model], http: http
         '[assistant]  (why: hm) call_1 get_weather {"city": "Rome"};'
         "[tool get_weather call_1] sun;[assistant]"
     )
+
+
+def test_ids_that_count_calls(make: Callable[..., Model], http: httpx2.Client) -> None:
+    """Kimi K2 knows a result by the name and the number of its call."""
+    template = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.id }};{% endfor %}"
+        "{% if m.tool_call_id %}{{ m.tool_call_id }} {{ m.name }};{% endif %}{% endfor %}"
+    )
+    model = make("kimi_k2", template=template)
+    model.says("ok")
+    calls = [{"id": f"call_{name}", "function": {"name": name}} for name in ("f", "g")]
+    messages = [
+        {"role": "assistant", "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "call_g", "content": "x"},
+        {"role": "tool", "tool_call_id": "other", "content": "y"},
+        {"role": "assistant", "tool_calls": [{**calls[0], "id": "call_h"}]},
+        {"role": "tool", "tool_call_id": "call_h", "content": "z"},
+    ]
+    reply = http.post("/v1/chat/completions", json={"messages": messages})
+
+    assert reply.status_code == 200, reply.text
+    assert model.prompt == (
+        "functions.f:0;functions.g:1;functions.g:1 g;other ;functions.f:2;functions.f:2 f;"
+    )
+
+
+def test_broken_arguments_where_the_template_lists_them(
+    make: Callable[..., Model], http: httpx2.Client
+) -> None:
+    template = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}"
+        "{% for k, v in c.function.arguments | items %}<parameter={{ k }}>{{ v }};{% endfor %}"
+        "{% endfor %}{% endfor %}"
+    )
+    model = make("qwen3_coder", template=template)
+    model.says("ok")
+    calls = [
+        {"id": str(number), "function": {"name": "f", "arguments": arguments}}
+        for number, arguments in enumerate(['{"a": 5, "b": "x"}', '{"a": ', "[1]", ""])
+    ]
+    reply = http.post(
+        "/v1/chat/completions", json={"messages": [{"role": "assistant", "tool_calls": calls}]}
+    )
+
+    assert reply.status_code == 200, reply.text
+    assert model.prompt == (
+        '<parameter=a>5;<parameter=b>x;<parameter=arguments>{"a": ;<parameter=arguments>[1];'
+    )
+    assert "calls.1" in reply.headers["x-quire-warning"]

@@ -6,7 +6,17 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from tool_models import ARGUMENTS, ASK, TEMPLATE, WEATHER, Model, marks_of, streamed, written
+from tool_models import (
+    ARGUMENTS,
+    ASK,
+    TEMPLATE,
+    WEATHER,
+    Model,
+    chunks_of,
+    marks_of,
+    streamed,
+    written,
+)
 
 from quire.config.settings import ServeSettings, ToolCallParser
 from quire.server.openai.tools.formats import FORMATS, format_of
@@ -38,6 +48,32 @@ def test_a_call_in_every_format(
     reasoning = "".join(piece["delta"].get("reasoning_content", "") for piece in pieces)
     assert reasoning == choice["message"].get("reasoning_content", "")
     assert reasoning == ("Look." if name == "harmony" else "")
+
+
+def test_choices_that_might_call_are_counted_by_whether_they_do(
+    make: Callable[..., Model], http: httpx2.Client, value_of: Callable[..., float]
+) -> None:
+    model = make("hermes")
+    metrics = model.live.app.state.metrics
+
+    def counted(**labels: str) -> float:
+        name = "vllm:tool_call_parser_invocations_total"
+        return value_of(metrics, name, request_type="chat_completions", **labels)
+
+    kinds = [
+        {"mode": mode, "outcome": outcome}
+        for mode in ("non_streaming", "streaming")
+        for outcome in ("tool_call", "no_tool_call")
+    ]
+    before = [counted(**kind) for kind in kinds]
+    for text in (f"{written('hermes', ARGUMENTS)}" * 2, "No."):
+        model.says(text)
+        http.post("/v1/chat/completions", json={"messages": ASK, "tools": [WEATHER], "n": 3})
+        streamed(http, {"messages": ASK, "tools": [WEATHER]})
+        # It cannot call anything.
+        http.post("/v1/chat/completions", json={"messages": ASK})
+
+    assert [counted(**kind) - old for kind, old in zip(kinds, before, strict=True)] == [3, 3, 1, 1]
 
 
 def test_the_stream_helper_assembles_calls(make: Callable[..., Model], sdk: openai.OpenAI) -> None:
@@ -159,6 +195,29 @@ def test_reasoning_is_a_field_of_its_own(make: Callable[..., Model], http: httpx
     }
 
 
+@pytest.mark.parametrize("chunk_size", [1, 3, 1000])
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_usage_tells_the_tokens_of_reasoning(
+    make: Callable[..., Model], http: httpx2.Client, chunk_size: int, shown: bool
+) -> None:
+    model = make(template=THINK)
+    model.live.engine.chunk_size = chunk_size
+    model.says("<think>\nHm. 🙂\n</think>\n\nYes.")
+    body: dict[str, Any] = {"messages": ASK, "n": 2, "include_reasoning": shown}
+
+    usage = http.post("/v1/chat/completions", json=body).json()["usage"]
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = chunks_of(http, {**body, "stream_options": options})
+
+    assert usage["completion_tokens_details"] == {"reasoning_tokens": 2 * 10}
+    assert chunks[-1]["usage"] == usage
+    told = [c["usage"]["completion_tokens_details"]["reasoning_tokens"] for c in chunks]
+    assert told == sorted(told)
+    model.says("Yes.")
+    usage = http.post("/v1/chat/completions", json=body).json()["usage"]
+    assert usage["completion_tokens_details"] == {"reasoning_tokens": 0}
+
+
 @pytest.mark.parametrize(
     ("effort", "reasoning", "content"), [("high", "Hm.", "Yes."), ("none", None, "Hm.</think>Yes.")]
 )
@@ -235,6 +294,11 @@ RECOGNISED = {
     "pythonic": "Use exact format: [func_name1(param1=value1)]",
     "deepseek_v3": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json",
     "deepseek_v31": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>",
+    "kimi_k2": "<|tool_calls_section_begin|><|tool_call_begin|>{{ call.id }}",
+    "qwen3_coder": "<tool_call>\n<function=example_function_name>\n<parameter=",
+    "glm45": "<tool_call>{name}\n<arg_key>{key}</arg_key>\n<arg_value>",
+    "glm47": "<tool_call>{name}<arg_key>{key}</arg_key><arg_value>",
+    "minimax_m2": "<minimax:tool_call> '<invoke name=\"'",
     "harmony": "<|start|>assistant<|channel|>analysis<|message|>",
     "granite": "<|start_of_role|>available_tools<|end_of_role|> <|tool_call|>",
     "phi4_mini": "<|tool|>{{ message['tools'] }}<|/tool|>",
@@ -249,5 +313,55 @@ def test_every_format_is_a_setting_and_is_recognised() -> None:
     for name, source in RECOGNISED.items():
         found = format_of(source)
         assert found is not None and found.name == name
-    assert format_of("<tool_call><function=") is None
     assert format_of("{{ messages }}") is None
+
+
+MARKS = ("<think>", "</think>")
+
+
+@pytest.mark.parametrize(("thinking", "is_open"), [(False, False), (True, True)])
+def test_a_budget_of_reasoning_reaches_the_engine(
+    make: Callable[..., Model], http: httpx2.Client, thinking: bool, is_open: bool
+) -> None:
+    model = make(marks=MARKS, template=THINK)
+    model.says("Yes.")
+    body = {"messages": ASK, "thinking_token_budget": 5}
+    body["chat_template_kwargs"] = {"thinking": thinking}
+
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
+
+    found = model.live.engine.streams[-1].context.params.thinking
+    ids = [model.tokenizer.special_tokens[mark] for mark in MARKS]
+    assert (found.tokens, found.opening, found.closing, found.is_open) == (5, *ids, is_open)
+    http.post("/v1/chat/completions", json={"messages": ASK})
+    assert model.live.engine.streams[-1].context.params.thinking is None
+
+
+@pytest.mark.parametrize(
+    ("marks", "template", "budget"), [((), THINK, 5), (MARKS, TEMPLATE, 5), (MARKS, THINK, -1)]
+)
+def test_a_budget_that_cannot_be_kept(
+    make: Callable[..., Model],
+    http: httpx2.Client,
+    marks: tuple[str, ...],
+    template: str,
+    budget: int,
+) -> None:
+    make(marks=marks, template=template).says("Yes.")
+    body = {"messages": ASK, "thinking_token_budget": budget}
+
+    reply = http.post("/v1/chat/completions", json=body)
+
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] == "thinking_token_budget"
+
+
+def test_a_budget_where_the_prompt_ended_the_reasoning(
+    make: Callable[..., Model], http: httpx2.Client
+) -> None:
+    model = make(marks=MARKS, template=THINK + "<think></think>")
+    model.says("Yes.")
+    body = {"messages": ASK, "thinking_token_budget": 5}
+
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
+    assert model.live.engine.streams[-1].context.params.thinking is None

@@ -1,67 +1,18 @@
 """Every format's parser: what it finds, however the text was cut, and what it leaves as content."""
 
-import itertools
+import functools
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tool_models import call_text
+from tool_replies import NAMES, Said, cut, dialect_of, read
 
 from quire.pipelines.text.detokenizer import CONTROL_MARK
-from quire.server.openai.tools.dialect import Dialect
 from quire.server.openai.tools.formats import FORMATS, ToolFormat, format_named
-from quire.server.openai.tools.thinking import THINK_TAGS
-
-NAMES = frozenset({"f", "get_weather", "no-args"})
-
-
-@dataclass
-class Said:
-    """A reply as a client assembles it."""
-
-    content: str = ""
-    reasoning: str = ""
-    calls: list[tuple[str, str]] = field(default_factory=list)
-    is_open: bool = False
-
-
-def dialect_of(name: str, *, hidden: bool = False, think: bool = False) -> Dialect:
-    tools = format_named(name)
-    marks = [*tools.openings, *tools.closings, *tools.inner_marks]
-    return Dialect(
-        tools=tools,
-        is_harmony=name == "harmony",
-        think=THINK_TAGS[0] if think else None,
-        specials={mark: at for at, mark in enumerate(marks)} if hidden else {},
-    )
-
-
-def read(dialect: Dialect, chunks: Iterable[str], opening: Any = "before") -> Said:
-    parser = dialect.parser(NAMES, opening)
-    assert parser is not None
-    said = Said()
-    events = [event for chunk in chunks for event in parser.feed(chunk)] + parser.finish()
-    for kind, text in events:
-        if kind == "content":
-            said.content += text
-        elif kind == "reasoning":
-            said.reasoning += text
-        elif kind == "call":
-            said.calls.append((text, ""))
-        elif kind == "arguments":
-            name, before = said.calls[-1]
-            said.calls[-1] = (name, before + text)
-    said.is_open = parser.in_call
-    assert parser.num_calls == len(said.calls)
-    return said
-
-
-def cut(text: str, borders: Sequence[int]) -> list[str]:
-    places = [0, *sorted(min(border, len(text)) for border in borders), len(text)]
-    return [text[a:b] for a, b in itertools.pairwise(places)]
 
 
 def python(value: Any) -> str:
@@ -77,12 +28,10 @@ def written(format_: ToolFormat, calls: Sequence[tuple[str, Any]]) -> str:
             f"{json.dumps(arguments, ensure_ascii=False)}<|call|>"
             for name, arguments in calls
         )
-    texts = []
-    for name, arguments in calls:
-        text = json.dumps(arguments, ensure_ascii=False)
-        if format_.family == "pythonic":
-            text = ", ".join(f"{key}={python(value)}" for key, value in arguments.items())
-        texts.append(format_.call.replace("NAME", name).replace("ARGUMENTS", text))
+    dump = functools.partial(json.dumps, ensure_ascii=False)
+    texts = [
+        call_text(format_, name, arguments, dump=dump, python=python) for name, arguments in calls
+    ]
     return format_.before + format_.between.join(texts) + format_.after
 
 
@@ -119,6 +68,20 @@ def usable(name: str, calls: Sequence[tuple[str, Any]]) -> bool:
     return name != "harmony" or "<|" not in json.dumps(calls)
 
 
+def typed(name: str, calls: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Between tags values are of the types of PROPERTIES."""
+    if format_named(name).family != "xml":
+        return calls
+    made: dict[str, Callable[[Any], Any]] = {
+        "a": lambda value: value if isinstance(value, str) else json.dumps(value),
+        "city": lambda value: [value],
+        "x_1": lambda value: value if isinstance(value, str) and value.strip() != "null" else None,
+    }
+    return [
+        (called, {key: made[key](value) for key, value in given.items()}) for called, given in calls
+    ]
+
+
 @EVERY
 @settings(max_examples=60, deadline=None)
 @given(calls=call_lists, borders=borders, hidden=st.booleans())
@@ -127,6 +90,7 @@ def test_calls_are_read_however_they_are_cut(
 ) -> None:
     if not usable(name, calls):
         return
+    calls = typed(name, calls)
     dialect = dialect_of(name, hidden=hidden)
     text = dialect.shown(written(format_named(name), calls))
 
@@ -148,7 +112,7 @@ def test_cut_replies_keep_what_there_was(
     dialect = dialect_of(name, think=think and name != "harmony")
     if not usable(name, calls):
         return
-    full = written(format_named(name), calls)
+    full = written(format_named(name), typed(name, calls))
     text = full[:end]
     if name == "harmony" and text.rfind("<") > text.rfind(">"):
         # Its markers are control tokens: there is no half of one.
@@ -171,6 +135,7 @@ soups = st.lists(
     st.sampled_from(
         [mark for row in FORMATS for mark in (*row.openings, *row.closings, *row.inner_marks)]
         + ['{"name": "f", "arguments": ', '{"name": "g", ', '{"a": "', "f(a=", "[", "]", "}", ")"]
+        + ["<function=f>", '<invoke name="f">', "<parameter=a>", "</parameter>", "</function>"]
         + ["{", '"', "'", ",", ":", "=", "f", "to=functions.f", "<think>", "</think>", " ", "\n"]
         + ["final", "analysis", "é🙂", "\\", "1e5", "None", "json", '"function": {', "(", "```"]
     ),
@@ -217,6 +182,11 @@ NOT_CALLS = {
     "mistral_list": '[TOOL_CALLS] [{"name": "other"}]',
     "deepseek_v31": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>other<｜tool▁sep｜>{}",
     "granite": '<|tool_call|>[{"nam": "f"}]',
+    "kimi_k2": "<|tool_calls_section_begin|><|tool_call_begin|>functions.other:0",
+    "qwen3_coder": "<tool_call>\n<function=other>\n</function>\n</tool_call>",
+    "glm45": "<tool_call>other\n</tool_call>",
+    "glm47": "<tool_call>other</tool_call>",
+    "minimax_m2": '<minimax:tool_call>\n<invoke name="other">\n</invoke>\n</minimax:tool_call>',
     "phi4_mini": "functools[1]",
     "functools": "functools[] and functools",
 }
@@ -296,6 +266,27 @@ def test_what_only_looks_like_a_call_is_content(name: str, text: str) -> None:
             "Let me see.",
             [("f", '{"a": 1}')],
         ),
+        (
+            "kimi_k2",
+            "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:12"
+            + '<|tool_call_argument_begin|>{"a": 1}<|tool_call_end|><|tool_call_begin|>functions.no-args:1'
+            + "<|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_section_end|>",
+            "",
+            [("f", '{"a": 1}'), ("no-args", "{}")],
+        ),
+        (
+            "qwen3_coder",
+            "Let me see.\n<tool_call><function=f><parameter=a>x</parameter></function>"
+            + "<function=no-args></function></tool_call>\nDone",
+            "Let me see.\nDone",
+            [("f", '{"a": "x"}'), ("no-args", "{}")],
+        ),
+        (
+            "glm45",
+            "<tool_call>f<arg_key>a</arg_key><arg_value>x</arg_value></tool_call>",
+            "",
+            [("f", '{"a": "x"}')],
+        ),
         ("phi4_mini", 'functools[{"name": "f", "arguments": {}}]', "", [("f", "{}")]),
         ("granite", '<tool_call>[{"name": "f", "arguments": {}}]', "", [("f", "{}")]),
     ],
@@ -326,62 +317,3 @@ def test_long_and_deep_replies_are_read_to_the_end(
     name: str, start: str, piece: str, count: int
 ) -> None:
     read(dialect_of(name), [start + piece * count])
-
-
-@pytest.mark.parametrize(
-    ("opening", "text", "reasoning", "content"),
-    [
-        ("before", "<think>\nwhy <b>\n</think>\n\nbecause ", "why <b>", "because "),
-        ("before", "because </think> no", "", "because </think> no"),
-        ("inside", "why\n\n</think>\nbecause", "why", "because"),
-        ("inside", "why</thin", "why</thin", ""),
-        ("before", " <thi", "", " <thi"),
-    ],
-)
-def test_reasoning_between_tags(opening: Any, text: str, reasoning: str, content: str) -> None:
-    dialect = Dialect(think=THINK_TAGS[0])
-    for chunks in ([text], list(text), cut(text, [3, 7, 9])):
-        said = read(dialect, chunks, opening)
-        assert (said.reasoning, said.content) == (reasoning, content)
-
-
-def test_harmonys_channels() -> None:
-    text = (
-        "<|channel|>analysis<|message|>Simple.<|end|><|start|>assistant<|channel|>analysis"
-        "<|message|>Yes.<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>"
-    )
-
-    assert read(dialect_of("harmony"), text) == Said(content="4", reasoning="Simple.\nYes.")
-    assert read(dialect_of("harmony"), "the rest of it<|end|>").content == "the rest of it"
-
-
-def test_control_tokens_and_their_spelling_are_told_apart() -> None:
-    dialect = dialect_of("harmony", hidden=True)
-    start = dialect.shown("<|channel|>final<|message|>")
-    call = dialect.shown("<|channel|>commentary to=functions.f<|message|>")
-
-    assert read(dialect, f"{start}write <|end|> there").content == "write <|end|> there"
-    arguments = '{"a": "<|end|><|call|>"}'
-    assert read(dialect, call + arguments) == Said(calls=[("f", arguments)])
-
-
-def test_a_noncharacter_of_the_models_own_is_text() -> None:
-    text = f'a{CONTROL_MARK}<tool_call>{{"name": "f", "arguments": {{"a": "{CONTROL_MARK}"}}}}'
-
-    said = read(dialect_of("hermes"), text)
-
-    assert said == Said(content=f"a{CONTROL_MARK}", calls=[("f", f'{{"a": "{CONTROL_MARK}"}}')])
-
-
-def test_json_that_is_no_call_is_not_held_back() -> None:
-    parser = dialect_of("llama3_json").parser(NAMES, "after")
-    assert parser is not None
-
-    assert parser.feed('{"rows": [1') == [("content", '{"rows": [1')]
-
-
-def test_reasoning_can_be_left_out() -> None:
-    parser = Dialect(think=THINK_TAGS[0]).parser(NAMES, "before", shows_reasoning=False)
-    assert parser is not None
-
-    assert parser.feed("<think>a</think>b") + parser.finish() == [("content", "b")]
