@@ -51,6 +51,25 @@ class RequestLimits:
     """The longest time limit that a request may set itself."""
     unknown_fields: int = 128
     """Fields that nobody knows, in one body."""
+    batch_lines: int = 50_000
+    """Requests in one batch's input file."""
+    batch_errors: int = 100
+    """Wrong lines that are told of one input file."""
+    unfinished_batches: int = 100
+    """Of one caller."""
+    custom_id_chars: int = 512
+    metadata_pairs: int = 16
+    metadata_key_chars: int = 64
+    metadata_value_chars: int = 512
+    filename_chars: int = 255
+    form_field_bytes: int = 1024
+    """Name or value of a form's field that is not the file."""
+    form_fields: int = 16
+    min_expiry_seconds: int = 3600
+    max_expiry_seconds: int = 2_592_000
+    """30 days: the longest that a file is kept, and how long without being told."""
+    min_upload_bytes_per_second: int = 16384
+    """What an upload must reach, after the first `body_timeout` seconds."""
     header_bytes: int = 65536
     headers: int = 100
     unsent_bytes: int = 65536

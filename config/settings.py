@@ -7,6 +7,7 @@ An unknown key in the file or an unknown QUIRE_* variable is an error.
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import ByteSize, Field, ValidationError, ValidationInfo, field_validator
@@ -38,6 +39,11 @@ ToolCallParser = Literal[
     "mistral_list",
     "deepseek_v3",
     "deepseek_v31",
+    "kimi_k2",
+    "qwen3_coder",
+    "glm45",
+    "glm47",
+    "minimax_m2",
     "harmony",
     "granite",
     "phi4_mini",
@@ -94,6 +100,12 @@ class ModelSettings(BaseSettings):
     max_batch_size: int = Field(64, ge=1, le=4096, description="Requests in one step.")
     max_batch_input_tokens: int = Field(
         2048, ge=16, description="Tokens in one step, prefill and decode together."
+    )
+    itl_target: float | None = Field(
+        None,
+        gt=0.0,
+        description="Seconds: while requests decode, prompts are cut so that a step takes about "
+        "this long. Default: on a CPU 0.125 or five decode steps, whichever is longer; on a GPU any.",
     )
     page_size: int = Field(32, description="Tokens in one page of KV memory: 16, 32, 64 or 128.")
     kv_cache_pages: int | None = Field(
@@ -192,6 +204,27 @@ class ServeSettings(ModelSettings):
     max_request_bytes: ByteSize = Field(
         ByteSize(4 * 1024**2), ge=1024, description="Largest request body."
     )
+    state_dir: Path | None = Field(
+        None,
+        description="Folder of /v1/files and /v1/batches, of this daemon alone; default: none, and "
+        "no such routes.",
+    )
+    state_dir_size: ByteSize = Field(
+        ByteSize(10 * 1024**3),
+        ge=1024**2,
+        description="Most that files and batches may take there.",
+    )
+    max_file_size: ByteSize = Field(
+        ByteSize(200 * 1024**2), ge=1024, description="Largest file that may be uploaded."
+    )
+    responses_store_bytes: ByteSize = Field(
+        ByteSize(64 * 1024**2),
+        ge=0,
+        description="Memory for the responses of /v1/responses that are kept; 0 keeps none.",
+    )
+    responses_store_count: int = Field(
+        4096, ge=1, description="Responses that are kept; those read longest ago go first."
+    )
     strict: bool = Field(
         False, description="Refuse request fields that nobody knows, instead of a warning header."
     )
@@ -218,6 +251,21 @@ class ServeSettings(ModelSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line shown."
     )
+    maxserve_metrics: bool = Field(
+        False, description="Also tell the metrics under MAX's names, maxserve_*."
+    )
+    otlp_traces_endpoint: str | None = Field(
+        None,
+        description="URL that traces are posted to, OTLP over HTTP; without a path /v1/traces; "
+        "needs quire[otel].",
+    )
+    otlp_traces_sample_ratio: float = Field(
+        1.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of requests that are traced; callers that send a traceparent decide "
+        "for theirs.",
+    )
     shutdown_timeout: float = Field(
         8.0, ge=0.0, description="Seconds that running requests may finish in after SIGTERM."
     )
@@ -227,6 +275,16 @@ class ServeSettings(ModelSettings):
     stream_heartbeat: float = Field(
         15.0, gt=0.0, description="Seconds of silence before a stream gets an SSE comment."
     )
+
+    @field_validator("otlp_traces_endpoint")
+    @classmethod
+    def _whole_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        url = urlsplit(value)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError("otlp_traces_endpoint must be a URL, http://host:port or https://")
+        return value if url.path.strip("/") else f"{value.rstrip('/')}/v1/traces"
 
     @field_validator("served_model_name", mode="before")
     @classmethod

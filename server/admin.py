@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import Literal
 
 from fastapi import APIRouter, FastAPI
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -37,9 +37,13 @@ logger = logging.getLogger(__name__)
 
 
 class LogLevel(BaseModel):
+    """The body of POST /log-level."""
+
     model_config = ConfigDict(extra="forbid")
 
-    level: Literal["debug", "info", "warning", "error"]
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        description="The least that is logged."
+    )
 
 
 class Done(TypedDict):
@@ -87,16 +91,19 @@ def _build_router(client: EngineClient, lifecycle: Lifecycle) -> APIRouter:
 
     @router.post("/reset_prefix_cache")
     async def reset_prefix_cache() -> Done:
+        """Forget cached prompts."""
         logger.warning("prefix cache reset")
         client.reset_prefix_cache()
         return {"status": "reset"}
 
     @router.get("/v1/requests")
     async def list_requests() -> RequestList:
+        """What is under way, and the latest that ended: times and counts, no text."""
         return {"object": "list", "data": client.timelines.list()}
 
     @router.get("/v1/requests/{request_id:path}")
     async def show_request(request_id: str) -> RequestTimeline:
+        """One of them, by its x-request-id."""
         found = client.timelines.find(request_id)
         if found is None:
             raise NotFound(f"No such request, or not any more: {request_id[:MAX_ECHO_CHARS]}")
@@ -104,6 +111,7 @@ def _build_router(client: EngineClient, lifecycle: Lifecycle) -> APIRouter:
 
     @router.post("/drain")
     async def drain() -> Draining:
+        """Not ready from now on; streams finish; the process waits for SIGTERM."""
         logger.warning("draining live_streams=%d", client.num_live)
         lifecycle.on_draining()
         client.begin_drain()
@@ -111,6 +119,7 @@ def _build_router(client: EngineClient, lifecycle: Lifecycle) -> APIRouter:
 
     @router.post("/log-level")
     async def change_log_level(wanted: LogLevel) -> Done:
+        """Log more or less."""
         set_log_level(wanted.level)
         logger.warning("log level changed level=%s", wanted.level)
         return {"status": wanted.level}

@@ -25,6 +25,7 @@ from quire.pipelines.weights.gguf_file import is_gguf
 from quire.server.admin import build_admin_app
 from quire.server.app import build_app
 from quire.server.auth import ApiKeys, load_admin_keys, load_api_keys
+from quire.server.batches.service import BatchService, background_places
 from quire.server.engine_client import EngineClient
 from quire.server.errors import EngineUnavailable
 from quire.server.grammars import GrammarCompiler
@@ -33,6 +34,7 @@ from quire.server.lifecycle import Lifecycle
 from quire.server.metrics import Metrics
 from quire.server.openai.served import ServedModel
 from quire.server.supervisor import Supervisor
+from quire.server.tracing import Tracing, load_tracing
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,8 @@ T = TypeVar("T")
 KEEP_ALIVE_SECONDS = 15
 LAST_WORDS_SECONDS = 0.5
 """How long a client may take to read the error that ended its stream at shutdown."""
+LAST_SPANS_SECONDS = 1.0
+"""How long the collector may take to take the last spans at shutdown."""
 _BACKLOG = 1024
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -70,15 +74,18 @@ class Daemon:
         self._settings = settings
         self._lifecycle = Lifecycle()
         self._names = settings.served_model_name or (default_model_name(settings.model),)
-        self._metrics = Metrics(self._names[0])
+        self._metrics = Metrics(self._names[0], maxserve_names=settings.maxserve_metrics)
         self._client = EngineClient(
             settings.max_batch_size + settings.max_queue_size,
             self._lifecycle,
             self._metrics,
             per_caller=settings.max_concurrency_per_key,
+            background=background_places(settings),
         )
         self._supervisor: Supervisor | None = None
         self._grammars: GrammarCompiler | None = None
+        self._batches: BatchService | None = None
+        self._tracing: Tracing | None = None
         self._failure: QuireError | None = None
         self._shutdown = asyncio.Event()
         self._signals = 0
@@ -93,8 +100,20 @@ class Daemon:
         api_keys = load_api_keys(self._settings)
         admin_keys = load_admin_keys(self._settings, api_keys)
         _check_doors(self._settings, bool(api_keys))
+        self._tracing = load_tracing(self._settings, self._metrics)
         listener = _bind(self._settings.host, self._settings.port)
-        app = build_app(self._settings, self._client, api_keys, self._metrics, self._lifecycle)
+        app = build_app(
+            self._settings,
+            self._client,
+            api_keys,
+            self._metrics,
+            self._lifecycle,
+            tracing=self._tracing,
+        )
+        if self._settings.state_dir is not None:
+            self._batches = BatchService(self._settings, app, self._metrics.batches)
+            app.state.batches = self._batches
+            self._batches.start()
         http = _HttpServer(_uvicorn_config(app, self._settings))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -177,6 +196,8 @@ class Daemon:
         """Not ready; let streams finish; end the rest with an error; close HTTP; end the worker."""
         self._lifecycle.on_draining()
         self._client.begin_drain()
+        if self._batches is not None:
+            await self._batches.runner.stop()
         if not engine.done():
             logger.info("draining live_streams=%d", self._client.num_live)
             await self._client.wait_until_empty(self._settings.shutdown_timeout)
@@ -187,8 +208,13 @@ class Daemon:
         await http.end_replies(LAST_WORDS_SECONDS)
         http.should_exit = True
         await serving
+        if self._batches is not None:
+            await self._batches.close()
         with contextlib.suppress(asyncio.CancelledError):
             await engine
+        if self._tracing is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(_in_thread(self._tracing.close), LAST_SPANS_SECONDS)
         logger.info("stopped")
 
 

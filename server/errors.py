@@ -18,7 +18,9 @@
       GenerationFailed           500  api_error, code generation_failed        + x-should-retry: false
       InternalError              500  api_error, code internal_error
       EngineUnavailable          503  api_error, code engine_unavailable       + Retry-After
+      StateUnavailable           503  api_error, code state_unavailable        + x-should-retry: false
       DeadlineExceeded           504  api_error, code deadline_exceeded        + x-should-retry: false
+      StorageFull                507  api_error, code storage_full             + x-should-retry: false
 
 Messages are from this catalogue and from our own checks; an exception's text never reaches a client.
 """
@@ -207,6 +209,25 @@ class EngineUnavailable(_RetryLater):
 
     status = 503
     code = "engine_unavailable"
+
+
+class StateUnavailable(ApiError):
+    """What --state-dir holds cannot be read or written; the log says why, and a person must see to
+    it."""
+
+    status = 503
+    code = "state_unavailable"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"x-should-retry": "false"}
+
+
+class StorageFull(StateUnavailable):
+    """The state folder has no room, by its own limit or the disk's."""
+
+    status = 507
+    code = "storage_full"
 
 
 class ClientLeft(ApiError):

@@ -44,13 +44,17 @@ def build_health_router(lifecycle: Lifecycle, metrics: Metrics) -> APIRouter:
         return Response(text, media_type=content_type)
 
     router = APIRouter(tags=["operations"])
-    _add(router, "/livez", livez)
-    _add(router, "/readyz", readyz, unavailable=True)
-    _add(router, "/startupz", startupz, unavailable=True)
-    _add(router, "/health", readyz, unavailable=True)
-    _add(router, "/ping", readyz, unavailable=True)
-    _add(router, "/version", show_version)
-    _add(router, "/metrics", show_metrics, media_type="text/plain")
+    _add(
+        router, "/livez", livez, "200 as long as the process answers: a restart would lose streams."
+    )
+    ready = "200 while the engine serves, else 503 with phase and reason: send no traffic."
+    _add(router, "/readyz", readyz, ready, unavailable=True)
+    started = "503 until the engine served for the first time, then 200 for good."
+    _add(router, "/startupz", startupz, started, unavailable=True)
+    for name in ("health", "ping"):
+        _add(router, f"/{name}", readyz, "As /readyz.", unavailable=True)
+    _add(router, "/version", show_version, "The server's version.")
+    _add(router, "/metrics", show_metrics, "Prometheus' text format.", media_type="text/plain")
     return router
 
 
@@ -58,6 +62,7 @@ def _add(
     router: APIRouter,
     path: str,
     reply: Callable[[], Response],
+    description: str,
     *,
     unavailable: bool = False,
     media_type: str = "application/json",
@@ -72,7 +77,13 @@ def _add(
     if unavailable:
         documented[503] = {"description": "Not yet, or not now", "content": {media_type: {}}}
     router.add_api_route(
-        path, endpoint, methods=["GET"], name=name, response_class=Response, responses=documented
+        path,
+        endpoint,
+        methods=["GET"],
+        name=name,
+        description=description,
+        response_class=Response,
+        responses=documented,
     )
     router.add_api_route(path, endpoint, methods=["HEAD"], name=name, include_in_schema=False)
 

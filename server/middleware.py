@@ -26,8 +26,9 @@ from quire.server.errors import (
     RequestTimeout,
     UnsupportedMediaType,
 )
-from quire.server.logs import REQUEST_ID, log_request_end
+from quire.server.logs import QUIET_PATHS, REQUEST_ID, log_request_end, request_details
 from quire.server.metrics import Metrics
+from quire.server.tracing import HttpTrace, Tracing
 
 BODY_SECONDS = 30.0
 """How long a body may take to arrive."""
@@ -35,13 +36,17 @@ BODY_SECONDS = 30.0
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left or stopped reading; only metrics and logs see it."""
 
+STREAMED_PATHS = frozenset({"/v1/files"})
+"""Their endpoints read the body themselves, in pieces, within bounds of their own."""
+
 READER_STALLED = "quire.reader_stalled"
 """The key that `http_protocol` sets in the scope of a request whose client did not read."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]+")
-_TIMEOUT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_TIMEOUT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
-_OWN_HEADERS = (b"x-request-id", b"x-content-type-options", b"cache-control")
+_OWN_HEADERS = (b"x-request-id", b"request-id", b"x-content-type-options", b"cache-control")
+"""Anthropic's clients read the id as `request-id`."""
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +65,10 @@ class RequestMiddleware:
     """Gives each request its id and its reply the headers all replies have; turns what is raised
     below into a reply; counts and logs the end."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -74,6 +80,9 @@ class RequestMiddleware:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = _Exchange(scope, receive, send)
+        if self._tracing is not None and scope["path"] not in QUIET_PATHS:
+            exchange.trace = scope["quire.trace"] = self._tracing.begin(scope)
+            request_details(scope).trace_id = exchange.trace.trace_id
         try:
             _check_host(scope)
             scope["quire.timeout"] = _timeout(scope)
@@ -102,7 +111,16 @@ class RequestMiddleware:
             self._metrics.on_slow_reader()
         elif exchange.is_disconnected:
             self._metrics.on_disconnect()
-        self._metrics.on_http_request(exchange.handler, scope["method"], status, seconds)
+        self._metrics.http.on_request(
+            exchange.handler,
+            scope["method"],
+            status,
+            seconds,
+            received=exchange.num_received,
+            sent=exchange.num_sent,
+        )
+        if exchange.trace is not None:
+            exchange.trace.end(exchange.route, status)
         log_request_end(scope, status, seconds)
 
 
@@ -119,17 +137,27 @@ class _Exchange:
         """Whether the client left before the reply was complete."""
         self.has_failed = False
         """Whether an error broke the reply."""
+        self.trace: HttpTrace | None = None
+        self.num_received = 0
+        """Bytes of the body, as far as it was read."""
+        self.num_sent = 0
+        """Bytes of the reply's body."""
         self._is_complete = False
         request_id = _request_id(scope)
         scope["quire.request_id"] = request_id
         REQUEST_ID.set(request_id)
-        values = (request_id.encode("ascii"), b"nosniff", b"no-store")
+        shown_id = request_id.encode("ascii")
+        values = (shown_id, shown_id, b"nosniff", b"no-store")
         self._headers = list(zip(_OWN_HEADERS, values, strict=True))
 
     @property
+    def route(self) -> str | None:
+        """The route's template; None where no route was found or asked for."""
+        return getattr(self.scope.get("route"), "path", None)
+
+    @property
     def handler(self) -> str:
-        """The route's template; "other" where no route was found or asked for."""
-        return getattr(self.scope.get("route"), "path", "other")
+        return self.route or "other"
 
     @property
     def final_status(self) -> int:
@@ -139,7 +167,9 @@ class _Exchange:
 
     async def receive(self) -> Message:
         message = await self._receive()
-        if message["type"] == "http.disconnect" and not self._is_complete:
+        if message["type"] == "http.request":
+            self.num_received += len(message.get("body", b""))
+        elif message["type"] == "http.disconnect" and not self._is_complete:
             self.is_disconnected = True
         return message
 
@@ -149,9 +179,11 @@ class _Exchange:
             others = [pair for pair in message["headers"] if pair[0].lower() not in _OWN_HEADERS]
             message = {**message, "headers": others + self._headers}
         await self._send(message)
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
-            # A reply that was given up on is finished too, but nobody read it.
-            self._is_complete = not self.is_disconnected
+        if message["type"] == "http.response.body":
+            self.num_sent += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                # A reply that was given up on is finished too, but nobody read it.
+                self._is_complete = not self.is_disconnected
 
 
 class BodyMiddleware:
@@ -169,7 +201,7 @@ class BodyMiddleware:
         self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in STREAMED_PATHS:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)

@@ -32,6 +32,7 @@ MAY_CATCH_ALL = {
     "pipelines/tokenizer.py": "the tokenizers library raises bare Exception",
     "pipelines/weights/pytorch_converter.py": "the process's top: what a file provokes is one line",
     "pipelines/worker/process.py": "the worker's top: logged, then the exit code",
+    "server/batches/line_request.py": "the request boundary of a batch's line: logged, told as 500",
     "server/daemon.py": "a thread hands its error to the coroutine that awaits it",
     "server/middleware.py": "the request boundary: logged, answered with 500",
     "server/openai/generation.py": "a reader task hands its error to the waiting reply",

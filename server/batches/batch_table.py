@@ -175,12 +175,12 @@ class BatchTable:
     def begin(self, number: int, model: str | None) -> Status:
         """All lines are good: they may run, unless the batch was cancelled meanwhile."""
         with transaction(self._connection):
-            self._connection.execute(
-                "UPDATE batches SET model = ?, total ="
-                " (SELECT count(*) FROM lines WHERE batch = ?) WHERE number = ?",
-                (model, number, number),
-            )
             if self.status(number) == "validating":
+                self._connection.execute(
+                    "UPDATE batches SET model = ?, total ="
+                    " (SELECT count(*) FROM lines WHERE batch = ?) WHERE number = ?",
+                    (model, number, number),
+                )
                 self._enter(number, "in_progress")
         return self.status(number)
 
@@ -199,12 +199,14 @@ class BatchTable:
     def finalize(self, batch: BatchRow) -> Status:
         """Write the files and end the batch; how it ended. May be repeated after a crash.
 
-        Lines that are not done go to the error file: the batch was cancelled, or has expired.
+        Lines that are not done go to the error file: the batch was cancelled, or has expired. Of a
+        batch that was cancelled before it began, none do: perhaps not all were read.
         """
         number = batch.number
         if self.status(number) == "cancelling":
             status: Status = "cancelled"
-            self._lines.give_up(number, "batch_cancelled")
+            if self._has_begun(number):
+                self._lines.give_up(number, "batch_cancelled")
         else:
             self._enter(number, "finalizing")
             status = "expired" if self._expires(number) else "completed"
@@ -226,6 +228,12 @@ class BatchTable:
         added = sum(ROW_BYTES + file.size for file in outputs.values() if file is not None)
         self._folder.quota.add(added - count)
         return status
+
+    def _has_begun(self, number: int) -> bool:
+        row = self._connection.execute(
+            "SELECT in_progress_at FROM batches WHERE number = ?", (number,)
+        )
+        return row.fetchone()["in_progress_at"] is not None
 
     def _expires(self, number: int) -> bool:
         """Whether lines are not done; noted, as they will not stay so."""

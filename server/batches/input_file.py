@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import orjson
 
@@ -31,38 +31,40 @@ class InputFile:
 
     def lines(self) -> Iterator[list[Line]]:
         """The lines, some at a time, until there are too many errors."""
-        with self._path.open("rb") as source:
-            good: list[Line] = []
-            try:
-                for number, offset, text in self._split(source):
-                    if (custom_id := self._checked(number, text)) is not None:
-                        good.append(Line(number, custom_id, offset, len(text)))
-                    if len(self.errors) == LIMITS.batch_errors:
-                        return
-                    if len(good) == _AT_ONCE:
-                        yield good
-                        good = []
-                if not self._lines_of and not self.errors:
-                    raise _Wrong("empty_file", "The input file holds no requests.")
-            except _Wrong as error:
-                self._add(None, error)
-            yield good
+        good: list[Line] = []
+        try:
+            for number, offset, text in self._split():
+                if (custom_id := self._checked(number, text)) is not None:
+                    good.append(Line(number, custom_id, offset, len(text)))
+                if len(self.errors) == LIMITS.batch_errors:
+                    return
+                if len(good) == _AT_ONCE:
+                    yield good
+                    good = []
+            if not self._lines_of and not self.errors:
+                raise _Wrong("empty_file", "The input file holds no requests.")
+        except FileNotFoundError:
+            self._add(None, _Wrong("file_not_found", "The input file is gone from the disk."))
+        except _Wrong as error:
+            self._add(None, error)
+        yield good
 
-    def _split(self, source: IO[bytes]) -> Iterator[tuple[int, int, bytes]]:
+    def _split(self) -> Iterator[tuple[int, int, bytes]]:
         """Number, offset and bytes of the lines that are not blank."""
         number = offset = count = 0
-        while text := source.readline(self._max_line + 1):
-            number += 1
-            if len(text) > self._max_line:
-                limit = f"{self._max_line} bytes (max_request_bytes)"
-                raise _Wrong("line_too_long", f"Line {number} has more than {limit}.")
-            if text.strip():
-                count += 1
-                if count > LIMITS.batch_lines:
-                    message = f"The input file holds more than {LIMITS.batch_lines} requests."
-                    raise _Wrong("too_many_requests", message)
-                yield number, offset, text
-            offset += len(text)
+        with self._path.open("rb") as source:
+            while text := source.readline(self._max_line + 1):
+                number += 1
+                if len(text) > self._max_line:
+                    limit = f"{self._max_line} bytes (max_request_bytes)"
+                    raise _Wrong("line_too_long", f"Line {number} has more than {limit}.")
+                if text.strip():
+                    count += 1
+                    if count > LIMITS.batch_lines:
+                        message = f"The input file holds more than {LIMITS.batch_lines} requests."
+                        raise _Wrong("too_many_requests", message)
+                    yield number, offset, text
+                offset += len(text)
 
     def _checked(self, number: int, text: bytes) -> str | None:
         """The line's custom_id; None when something is wrong with it."""

@@ -58,7 +58,7 @@ class LineTable:
 
     def add(self, batch: int, lines: Sequence[Line]) -> None:
         """Raises StorageFull: none of them is kept."""
-        size = sum(LINE_BYTES + len(line.custom_id) for line in lines)
+        size = sum(LINE_BYTES + len(line.custom_id.encode()) for line in lines)
         with self._quota.taking(size), transaction(self._connection):
             self._connection.executemany(
                 "INSERT INTO lines (batch, line, custom_id, offset, size) VALUES (?, ?, ?, ?, ?)",
@@ -110,7 +110,9 @@ class LineTable:
         """What the lines of one batch, or of all, count toward the quota."""
         where, values = ("", ()) if batch is None else ("WHERE batch = ?", (batch,))
         (count,) = self._connection.execute(
-            "SELECT coalesce(sum(? + length(custom_id) + coalesce(length(result), 0)), 0)"
+            # As bytes: SQLite ends the length of a text at its first NUL.
+            "SELECT coalesce(sum("
+            "? + length(CAST(custom_id AS BLOB)) + coalesce(length(result), 0)), 0)"
             f" FROM lines {where}",
             (LINE_BYTES, *values),
         ).fetchone()

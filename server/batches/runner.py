@@ -30,7 +30,9 @@ class BatchRunner:
     async def look(self) -> None:
         """Take up the batches that are new, and those that were cancelled or have expired."""
         for row in await self._place.store.run(lambda store: store.batches.unfinished()):
-            if row.number not in self._jobs and not self._is_stopped:
+            if self._is_stopped:
+                return
+            if row.number not in self._jobs:
                 self._jobs[row.number] = job = BatchJob(row, self._place)
                 self._spawn(self._work(job), partial(self._jobs.pop, row.number, None))
             if row.status == "cancelling" or row.expires_at <= self._clock():

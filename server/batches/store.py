@@ -11,7 +11,7 @@ from quire.server.batches.database import database_errors, open_database
 from quire.server.batches.file_table import FileTable
 from quire.server.batches.line_table import LineTable
 from quire.server.batches.state_folder import StateFolder, disk_errors
-from quire.server.errors import StateUnavailable
+from quire.server.errors import StateUnavailable, StorageFull
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +32,14 @@ class Store:
         self.files = FileTable(connection, folder, clock)
         self.lines = LineTable(connection, folder.quota)
         self.batches = BatchTable(connection, folder, self.files, self.lines, clock)
-        taken = sum(table.count_bytes() for table in (self.files, self.lines, self.batches))
+        try:
+            if count := folder.sweep(self.files.ids()):
+                logger.warning("removed what a crash left files=%d", count)
+            taken = sum(table.count_bytes() for table in (self.files, self.lines, self.batches))
+        except BaseException:
+            connection.close()
+            raise
         folder.quota.add(taken)
-        if count := folder.sweep(self.files.ids()):
-            logger.warning("removed what a crash left files=%d", count)
 
     def purge(self) -> None:
         """Remove what has expired, and give its space back."""
@@ -81,6 +85,8 @@ class StoreThread:
         if self._store is None:
             try:
                 self._store = Store(self.folder, self._clock)
+            except StorageFull:
+                raise
             except StateUnavailable as error:
                 # A damaged database does not mend itself, and checking it again takes long.
                 self._failure = error

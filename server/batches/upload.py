@@ -182,9 +182,10 @@ class _Parser:
                 form[name] = value
                 continue
             inner = form.setdefault(nested[1], {})
-            if isinstance(inner, dict):
-                is_number = value.isascii() and value.isdecimal() and len(value) < 16
-                inner[nested[2]] = int(value) if is_number else value
+            if not isinstance(inner, dict) or nested[1] in self._fields:
+                raise _twice(nested[1])
+            is_number = value.isascii() and value.isdecimal() and len(value) < 16
+            inner[nested[2]] = int(value) if is_number else value
         return parse(orjson.dumps(form), FileUpload)
 
     def _begin_part(self) -> None:
@@ -213,7 +214,7 @@ class _Parser:
         if name != "file":
             return
         if self._has_file:
-            raise InvalidRequest("'file' is given twice", param="file", code="invalid_value")
+            raise _twice(name)
         if b"filename" not in options:
             raise InvalidRequest(
                 "'file' must be a file, with a filename", param="file", code="invalid_value"
@@ -234,8 +235,12 @@ class _Parser:
             )
 
     def _end_part(self) -> None:
-        if not self._part.is_file:
-            self._fields[self._part.name] = self._part.value.decode("utf-8", "replace")
+        part = self._part
+        if part.is_file:
+            return
+        if part.name in self._fields:
+            raise _twice(part.name)
+        self._fields[part.name] = part.value.decode("utf-8", "replace")
 
     def _end(self) -> None:
         self._has_ended = True
@@ -251,11 +256,15 @@ def _form_errors() -> Iterator[None]:
         ) from None
 
 
+def _twice(name: str) -> InvalidRequest:
+    return InvalidRequest(f"'{name}' is given twice", param=name, code="invalid_value")
+
+
 def _shown(filename: bytes) -> str:
     """The last part of a client's path, as it can be shown."""
     name = os.path.basename(filename.decode("utf-8", "replace").replace("\\", "/"))
     kept = "".join(character for character in name if character.isprintable())
-    return kept[: LIMITS.filename_chars] or "upload"
+    return kept[: LIMITS.filename_chars] if kept.strip(".") else "upload"
 
 
 def _boundary(http: Request) -> bytes:

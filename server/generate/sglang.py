@@ -58,7 +58,7 @@ async def generate(http: Request, request: SglangRequest) -> Response:
                 grammar=await grammar_of(http, served, asked, await constraint_of(asked)),
             )
     _check_start(request, contexts)
-    ids = _ids(request, http.scope["quire.request_id"])
+    rids = _ids(request, http.scope["quire.request_id"])
     return await respond(
         http,
         asked,
@@ -68,7 +68,7 @@ async def generate(http: Request, request: SglangRequest) -> Response:
             request,
             [
                 Asked(rid, context.tokens.prompt.tolist())
-                for rid, context in zip(ids, contexts, strict=True)
+                for rid, context in zip(rids, contexts, strict=True)
             ],
             arrival=http.scope["quire.arrival"],
         ),

@@ -15,7 +15,7 @@ from quire.pipelines.core.logprobs import LogProbabilities
 from quire.server.errors import ApiError
 from quire.server.generate.sglang_schema import SglangRequest
 from quire.server.openai.generation import ChoiceDelta
-from quire.server.openai.logprobs import LOWEST
+from quire.server.openai.logprobs import finite, token_text
 from quire.server.openai.replies import Usage
 from quire.server.openai.served import ServedModel
 from quire.server.openai.sse import event
@@ -174,10 +174,9 @@ class SglangFormat(WireFormat):
         return [self._logprob(token, value) for token, value in likely]
 
     def _logprob(self, token: int, value: float | None) -> Logprob:
-        text = None
-        if self._request.return_text_in_logprobs:
-            text = self.tokenizer.token_bytes(token).decode("utf-8", "replace")
-        return [None if value is None else max(LOWEST, value), token, text]
+        is_spelled = self._request.return_text_in_logprobs
+        text = token_text(self.tokenizer, token) if is_spelled else None
+        return [None if value is None else finite(value), token, text]
 
 
 def _finish_reason(delta: ChoiceDelta, tokens: Sequence[int]) -> FinishReason | None:

@@ -13,7 +13,7 @@ from quire.pipelines.core.sampling_params import MAX_SEED
 from quire.server.openai.known_fields import EMPTY, NEVER, OFF, Harmless
 from quire.server.openai.prompts import Prompt
 from quire.server.openai.request_model import RequestModel, refusal
-from quire.server.openai.schema import StopString, TokenId, number
+from quire.server.openai.schema import StopString, TokenId, number, time_limit
 
 DEFAULT_NEW_TOKENS = 128
 _BATCHES = "give one value, which is for every prompt"
@@ -169,13 +169,7 @@ class SglangRequest(RequestModel):
     return_text_in_logprobs: bool = Field(False, description="Tell each token's text too.")
     stream: bool = Field(False, description="Reply with server-sent events.")
     rid: str | list[str] | None = Field(None, description="The ids in the replies.")
-    timeout: float | None = Field(
-        None,
-        gt=0.0,
-        le=LIMITS.timeout_seconds,
-        allow_inf_nan=False,
-        description="Seconds after which the request is given up; as the header x-request-timeout.",
-    )
+    timeout: float | None = time_limit()
 
     @property
     def field(self) -> str:

@@ -14,7 +14,7 @@ from quire.server.errors import ApiError
 from quire.server.generate.error_body import tgi_body
 from quire.server.generate.tgi_schema import Parameters
 from quire.server.openai.generation import ChoiceDelta
-from quire.server.openai.logprobs import LOWEST
+from quire.server.openai.logprobs import finite, token_text
 from quire.server.openai.replies import Usage
 from quire.server.openai.served import ServedModel
 from quire.server.openai.sse import event
@@ -155,16 +155,16 @@ class TgiFormat(WireFormat):
 
     def _top(self, entry: LogProbabilities) -> list[Token]:
         return [
-            self._token(id, self._alone(id), value)
+            self._token(id, token_text(self.tokenizer, id), value)
             for id, value in entry.top_log_probabilities.items()
         ]
 
     def _prefill(self, told: Sequence[LogProbabilities] | None) -> list[PrefillToken]:
         if not self._parameters.decoder_input_details:
             return []
-        logprobs = [None, *(max(LOWEST, entry.token_log_probability) for entry in told or ())]
+        logprobs = [None, *(finite(entry.token_log_probability) for entry in told or ())]
         return [
-            {"id": id, "text": self._alone(id), "logprob": logprob}
+            {"id": id, "text": token_text(self.tokenizer, id), "logprob": logprob}
             for id, logprob in zip(self._prompt, logprobs, strict=True)
         ]
 
@@ -172,12 +172,9 @@ class TgiFormat(WireFormat):
         return {
             "id": id,
             "text": text,
-            "logprob": max(LOWEST, logprob),
+            "logprob": finite(logprob),
             "special": id in self.tokenizer.special_token_ids,
         }
-
-    def _alone(self, id: int) -> str:
-        return self.tokenizer.token_bytes(id).decode("utf-8", "replace")
 
 
 def _finish_reason(delta: ChoiceDelta) -> FinishReason:

@@ -12,7 +12,7 @@ from quire.config.limits import LIMITS
 from quire.pipelines.core.sampling_params import MAX_SEED
 from quire.server.openai.known_fields import NEVER, OFF, Harmless
 from quire.server.openai.request_model import RequestModel, refusal
-from quire.server.openai.schema import StopString, number
+from quire.server.openai.schema import StopString, number, time_limit
 
 
 class Grammar(RequestModel):
@@ -91,10 +91,4 @@ class GenerateRequest(RequestModel):
     inputs: str = Field(min_length=1, description="The text to continue.")
     parameters: Parameters = Field(Parameters.model_validate({}), description="How to continue it.")
     stream: bool = Field(False, description="Reply with server-sent events.")
-    timeout: float | None = Field(
-        None,
-        gt=0.0,
-        le=LIMITS.timeout_seconds,
-        allow_inf_nan=False,
-        description="Seconds after which the request is given up; as the header x-request-timeout.",
-    )
+    timeout: float | None = time_limit()

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from starlette.requests import Request
 
@@ -12,7 +13,7 @@ from quire.config.limits import LIMITS
 from quire.pipelines.chat_template import TextTooLong
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.grammar import Grammar, GrammarSpec
-from quire.pipelines.core.sampling_params import MAX_SEED, SamplingParams
+from quire.pipelines.core.sampling_params import MAX_SEED, SamplingParams, ThinkingBudget
 from quire.server.engine import Engine
 from quire.server.errors import (
     ClientLeft,
@@ -57,6 +58,7 @@ def build_contexts(
     param: str,
     default_max_tokens: int | None,
     grammar: Grammar | None = None,
+    thinking: ThinkingBudget | None = None,
 ) -> list[TextContext]:
     """One context per prompt and choice: prompt 0's choices, prompt 1's, ...
 
@@ -82,13 +84,14 @@ def build_contexts(
         for token in (min(ids), max(ids)):
             check_token(token, served, param)
         kept.append(_cut(ids, request, engine.max_length))
-    _check_logprob_cells(request, kept)
+    check_logprob_cells(request, kept)
     contexts: list[TextContext] = []
     for ids in kept:
         limit = _output_limit(engine.max_length, len(ids), request, param)
         # A prompt that is only to be told still samples the one token that ends the context.
         most = default_max_tokens if limit is None else max(1, limit)
         params = _sampling_params(served, request, most)
+        params = msgspec.structs.replace(params, thinking=thinking)
         _check_min_tokens(params, engine.max_length - len(ids))
         prompt = np.asarray(ids, dtype=np.int32)
         contexts += [
@@ -123,7 +126,8 @@ def _check_allowed_tokens(served: ServedModel, request: GenerationRequest) -> No
         )
 
 
-def _check_logprob_cells(request: GenerationRequest, prompts: Sequence[Sequence[int]]) -> None:
+def check_logprob_cells(request: GenerationRequest, prompts: Sequence[Sequence[int]]) -> None:
+    """Raises InvalidRequest where the log-probabilities of the prompts are too many."""
     if request.num_prompt_logprobs is None:
         return
     per_token = request.n * (request.num_prompt_logprobs + 1)

@@ -44,12 +44,16 @@ async def read_request(http: Request, kind: Kind[R]) -> R:
         shown = media_type[:MAX_SHOWN_CHARACTERS] or "missing"
         raise UnsupportedMediaType(f"Content-Type must be application/json, not {shown}")
     body = await http.body()
+    strict = http.app.state.settings.strict
     if len(body) > LARGE_BODY_BYTES:
         # Checking it takes long enough to hold up every stream.
-        request = await asyncio.to_thread(parse, body, kind)
-    else:
-        request = parse(body, kind)
-    check_unknown(request, strict=http.app.state.settings.strict)
+        return await asyncio.to_thread(_known, body, kind, strict=strict)
+    return _known(body, kind, strict=strict)
+
+
+def _known(body: bytes, kind: Kind[R], *, strict: bool) -> R:
+    request = parse(body, kind)
+    check_unknown(request, strict=strict)
     return request
 
 
@@ -80,9 +84,17 @@ def parse(body: bytes, kind: Kind[R]) -> R:
             param=shown_name(name),
             code="invalid_value",
         )
-    checked: type[R] = kind if isinstance(kind, type) else kind(data)
+    return checked(kind if isinstance(kind, type) else kind(data), data)
+
+
+def checked(kind: type[R], data: Mapping[str, Any]) -> R:
+    """`data` as a `kind`.
+
+    Raises:
+        InvalidRequest, UnsupportedParameter: naming the first field at fault.
+    """
     try:
-        return checked.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         # pydantic's errors carry the whole input; chaining them would put prompts into the log.
         raise _client_error(error) from None
@@ -99,7 +111,7 @@ def warning_headers(request: RequestModel, *warnings: str) -> dict[str, str]:
 
 
 def _unknown_fields(request: RequestModel) -> str:
-    names = list(request.unknown_fields())
+    names = request.unknown_names
     if not names:
         return ""
     shown = ", ".join(map(shown_name, names[:MAX_SHOWN_FIELDS]))

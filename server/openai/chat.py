@@ -27,6 +27,6 @@ async def create_chat_completion(http: Request) -> Response:
             plan=chat.plan,
             reasoning_field=http.app.state.settings.reasoning_field,
         ),
-        starts_fresh=True,
+        starts_fresh=not request.continue_final_message,
         headers=warning_headers(request, *chat.warnings),
     )

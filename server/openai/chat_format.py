@@ -46,6 +46,7 @@ class ChatFormat(ReplyFormat):
     ) -> None:
         super().__init__(served, model, request)
         self.shown_tokens = plan.shown_tokens
+        self.new_meter = plan.reasoning_meter
         self._prompt_ids = prompt
         self._prompt_logprobs = request.prompt_logprobs
         self._plan = plan

@@ -14,6 +14,9 @@ from quire.server.openai.tools.dialect import Dialect, Opening
 from quire.server.openai.tools.history import History, with_tools_in_system
 from quire.server.openai.tools.request import FunctionTool
 
+THINKING_SWITCHES = ("enable_thinking", "thinking")
+"""What chat templates call the variable that turns reasoning on and off."""
+
 _LAST_TOKENS = 16
 """Enough to hold the tag that opens the reasoning."""
 
@@ -135,7 +138,7 @@ def _options(template: ChatTemplate, given: dict[str, Any], effort: str | None) 
         return given
     if "reasoning_effort" in template.options:
         return {"reasoning_effort": effort, **given}
-    for switch in ("enable_thinking", "thinking"):
+    for switch in THINKING_SWITCHES:
         if switch in template.options:
             return {switch: effort != "none", **given}
     raise UnsupportedParameter("reasoning_effort", "the model's chat template has no option for it")

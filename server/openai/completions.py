@@ -9,7 +9,9 @@ from starlette.responses import Response
 
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.logprobs import LogProbabilities
+from quire.pipelines.fill_in_middle import FillInMiddle
 from quire.server.engine import Engine
+from quire.server.errors import UnsupportedParameter
 from quire.server.openai.admission import build_contexts, constraint_of, grammar_of, tokenize
 from quire.server.openai.body import read_request, warning_headers
 from quire.server.openai.generation import ChoiceDelta
@@ -20,10 +22,11 @@ from quire.server.openai.logprobs import (
     prompt_logprobs,
 )
 from quire.server.openai.origin import caller_of
+from quire.server.openai.prompts import Prompt
 from quire.server.openai.replies import CompletionChoice
 from quire.server.openai.reply_format import ReplyFormat
 from quire.server.openai.respond import respond
-from quire.server.openai.schema import DEFAULT_COMPLETION_TOKENS, CompletionRequest, Prompt
+from quire.server.openai.schema import DEFAULT_COMPLETION_TOKENS, CompletionRequest
 from quire.server.openai.served import ServedModel
 
 
@@ -124,7 +127,13 @@ async def create_completion(http: Request) -> Response:
     request = await read_request(http, CompletionRequest)
     model = served.resolve(request.model)
     served.check_generates()
-    prompts = [await _token_ids(engine, served, request, prompt) for prompt in request.prompt]
+    middle = _fill_in_middle(served, request)
+    if middle is not None and middle.end_token_id is not None and not request.ignore_eos:
+        ends = [*request.stop_token_ids, middle.end_token_id]
+        request = request.model_copy(update={"stop_token_ids": ends})
+    prompts = [
+        await _token_ids(engine, served, request, prompt, middle) for prompt in request.prompt
+    ]
     contexts = build_contexts(
         engine,
         served,
@@ -150,20 +159,36 @@ async def create_completion(http: Request) -> Response:
     )
 
 
+def _fill_in_middle(served: ServedModel, request: CompletionRequest) -> FillInMiddle | None:
+    """What puts prompts and suffix together; None where there is no suffix.
+
+    Raises:
+        UnsupportedParameter: the model has no tokens for it.
+    """
+    found = FillInMiddle.of(served.tokenizer) if request.suffix else None
+    if request.suffix and found is None:
+        raise UnsupportedParameter("suffix", "the model has no tokens to fill in the middle")
+    return found
+
+
 async def _token_ids(
-    engine: Engine, served: ServedModel, request: CompletionRequest, prompt: Prompt
+    engine: Engine,
+    served: ServedModel,
+    request: CompletionRequest,
+    prompt: Prompt,
+    middle: FillInMiddle | None,
 ) -> list[int]:
     if not isinstance(prompt, str):
         return prompt
-    text = prompt
-    return await tokenize(
-        engine,
-        "prompt",
-        lambda max_length: served.tokenizer.encode(
-            text, request.add_special_tokens, max_tokens=max_length
-        ),
-        is_cut=request.truncate_prompt_tokens is not None,
-    )
+    text, suffix, adds = prompt, request.suffix or "", request.add_special_tokens
+
+    def encode(max_tokens: int | None) -> list[int]:
+        if middle is not None:
+            return middle.encode(text, suffix, adds, max_tokens=max_tokens)
+        return served.tokenizer.encode(text, adds, max_tokens=max_tokens)
+
+    is_cut = request.truncate_prompt_tokens is not None
+    return await tokenize(engine, "prompt", encode, is_cut=is_cut)
 
 
 def _shown(

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from quire.config.limits import LIMITS
 from quire.server.openai import known_fields
 from quire.server.openai.known_fields import Harmless, unsupported
-from quire.server.openai.request_model import RequestModel, refusal
+from quire.server.openai.request_model import RequestModel, make_nullable, refusal
 from quire.server.openai.tools.request import MessageToolCall, Tools
 
 
@@ -17,7 +17,7 @@ class TextPart(RequestModel):
     """A piece of a message's content."""
 
     type: Literal["text"]
-    text: str
+    text: str = Field(description="The piece.")
 
     @field_validator("type", mode="before")
     @classmethod
@@ -31,12 +31,31 @@ def _content_kind(value: Any) -> str:
     return "<parts>" if isinstance(value, list) else "<text>"
 
 
+def _needs_content(schema: dict[str, Any]) -> None:
+    """Say which messages need which fields, as the validators of `Message` do."""
+    make_nullable(schema)
+    is_given = {"not": {"type": "null"}}
+    calls = {"type": "array", "minItems": 1}
+    no_calls = {"anyOf": [{"type": "array", "maxItems": 0}, {"type": "null"}]}
+    schema["anyOf"] = [
+        {"required": ["content"], "properties": {"content": is_given, "tool_calls": no_calls}},
+        {
+            "required": ["tool_calls"],
+            "properties": {"role": {"const": "assistant"}, "tool_calls": calls},
+        },
+    ]
+
+
 class Message(RequestModel):
     """One message of a conversation. `reasoning` is another name of `reasoning_content`."""
 
+    model_config = ConfigDict(json_schema_extra=_needs_content)
+
     unsupported: ClassVar[Mapping[str, Harmless]] = known_fields.MESSAGE
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
+        description="Who says it; developer is system, where the chat template knows no other."
+    )
     content: (
         Annotated[
             Annotated[str, Tag("<text>")]
@@ -45,11 +64,18 @@ class Message(RequestModel):
         ]
         | None
     ) = Field(None, description="Needed, but where an assistant's message has tool_calls.")
-    name: str | None = None
-    tool_call_id: str | None = None
-    tool_calls: list[MessageToolCall] = Field([], max_length=LIMITS.tools, fail_fast=True)
-    reasoning_content: str | None = None
-    reasoning: str | None = None
+    name: str | None = Field(None, description="For chat templates that show it.")
+    tool_call_id: str | None = Field(None, description="Of a tool's message: the call it answers.")
+    tool_calls: list[MessageToolCall] = Field(
+        [],
+        max_length=LIMITS.tools,
+        fail_fast=True,
+        description="Calls that the assistant made, as the reply had them.",
+    )
+    reasoning_content: str | None = Field(
+        None, description="The assistant's reasoning, for chat templates that show it."
+    )
+    reasoning: str | None = Field(None, description="The same by another name.")
 
     @property
     def text(self) -> str:
@@ -77,9 +103,13 @@ class Conversation(RequestModel):
     messages_field: ClassVar[str] = "messages"
     """What the client calls the field of the conversation."""
 
-    messages: list[Message] = Field(min_length=1, max_length=LIMITS.messages, fail_fast=True)
-    tools: Tools = Field([], max_length=LIMITS.tools)
-    add_generation_prompt: bool = True
+    messages: list[Message] = Field(
+        min_length=1, max_length=LIMITS.messages, fail_fast=True, description="The conversation."
+    )
+    tools: Tools = Field([], max_length=LIMITS.tools, description="What the model may call.")
+    add_generation_prompt: bool = Field(
+        True, description="End the prompt with the opening of the assistant's message."
+    )
     continue_final_message: bool = Field(
         False, description="The last message is not ended; the reply goes on with it."
     )

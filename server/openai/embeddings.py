@@ -20,7 +20,8 @@ from quire.server.logs import request_details
 from quire.server.openai.admission import check_token, tokenize
 from quire.server.openai.body import disconnect, read_request, warning_headers
 from quire.server.openai.origin import caller_of, origin_of
-from quire.server.openai.schema import EmbeddingRequest, Prompt
+from quire.server.openai.prompts import Prompt
+from quire.server.openai.schema import EmbeddingRequest
 from quire.server.openai.served import ServedModel
 
 WAIT_SECONDS = 0.02

@@ -1,7 +1,7 @@
 """`Generation`: the choices of one request, from submission to the last token or the client's leave."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.types import Receive
@@ -16,6 +16,7 @@ from quire.server.errors import GenerationFailed, InternalError
 from quire.server.logs import RequestDetails
 from quire.server.openai.body import disconnect
 from quire.server.openai.replies import Usage
+from quire.server.openai.tools.reasoning_meter import ReasoningMeter
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +33,24 @@ class ChoiceDelta:
     stop_reason: str | int | None = None
     prompt_logprobs: list[LogProbabilities] | None = None
     """Of the prompt's tokens after the first; in a choice's first delta alone."""
+    cached_tokens: int = 0
+    """Of the prompt, served from the prefix cache."""
 
 
 class _Choice:
     """One token stream and the text made of it; `is_silent` choices show no token."""
 
     def __init__(
-        self, index: int, stream: TokenStream, text: TextStream, *, is_silent: bool
+        self,
+        index: int,
+        stream: TokenStream,
+        text: TextStream,
+        *,
+        is_silent: bool,
+        meter: ReasoningMeter | None,
     ) -> None:
         self.index = index
+        self.meter = meter
         self.stream = stream
         self.num_tokens = 0
         self._is_silent = is_silent
@@ -55,10 +65,14 @@ class _Choice:
         self._has_begun = True
         if self._is_silent:
             self.finish_reason = "length"
-            return ChoiceDelta(self.index, "", [], [], [], "length", None, prompt)
+            cached = self.stream.cached_tokens
+            return ChoiceDelta(self.index, "", [], [], [], "length", None, prompt, cached)
         delta = self._text.feed(chunk.tokens, chunk.status)
         self.num_tokens += delta.num_tokens
         self.finish_reason = delta.finish_reason
+        if self.meter is not None:
+            is_last = delta.finish_reason is not None
+            self.meter.feed(delta.text, delta.offsets, is_last=is_last)
         return ChoiceDelta(
             self.index,
             delta.text,
@@ -68,6 +82,7 @@ class _Choice:
             delta.finish_reason,
             delta.stop_reason,
             prompt,
+            self.stream.cached_tokens,
         )
 
 
@@ -77,7 +92,9 @@ class Generation:
     One delta waits at most; while it does, the streams gather tokens, so a slow reader gets fewer
     and larger deltas instead of a growing queue. Whoever creates one closes it.
 
-    `starts_fresh`, `shown_tokens`: see `TextStream`. `is_silent`: the request wants the prompt alone. `choices_per_prompt`: contexts that share a prompt, in a row.
+    `starts_fresh`, `shown_tokens`: see `TextStream`. `is_silent`: the request wants the prompt alone.
+    `choices_per_prompt`: contexts that share a prompt, in a row. `new_meter` makes what counts a
+    choice's tokens of reasoning, for the usage.
 
     Raises:
         Overloaded, EngineUnavailable: from the engine, at construction.
@@ -94,6 +111,7 @@ class Generation:
         starts_fresh: bool,
         is_silent: bool = False,
         shown_tokens: frozenset[int] = frozenset(),
+        new_meter: Callable[[], ReasoningMeter] | None = None,
     ) -> None:
         self._choices = [
             _Choice(
@@ -106,6 +124,7 @@ class Generation:
                     shown_tokens=shown_tokens,
                 ),
                 is_silent=is_silent,
+                meter=None if new_meter is None else new_meter(),
             )
             for index, stream in enumerate(engine.submit(contexts, origin))
         ]
@@ -132,12 +151,17 @@ class Generation:
         prompt = sum(choice.stream.context.tokens.prompt_length for choice in self._first_choices)
         completion = sum(choice.num_tokens for choice in self._choices)
         cached = sum(choice.stream.cached_tokens for choice in self._first_choices)
-        return {
+        usage: Usage = {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
+        meters = [choice.meter for choice in self._choices if choice.meter is not None]
+        if meters:
+            reasoning = sum(meter.num_tokens for meter in meters)
+            usage["completion_tokens_details"] = {"reasoning_tokens": reasoning}
+        return usage
 
     def describe(self, details: RequestDetails) -> None:
         """Say in the request's log line what was generated, as far as it came."""

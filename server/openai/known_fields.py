@@ -105,7 +105,6 @@ COMPLETION: Mapping[str, Harmless] = {
     **SAMPLING,
     **CONSTRAINTS,
     **ENGINE,
-    "suffix": Harmless(("",), "this server does not fill in the middle"),
 }
 
 CHAT: Mapping[str, Harmless] = {
@@ -120,7 +119,6 @@ CHAT: Mapping[str, Harmless] = {
     "web_search_options": NEVER,
     "reasoning": Harmless(hint="use reasoning_effort"),
     "separate_reasoning": ON,
-    "thinking_token_budget": NEVER,
     "echo": OFF,
     "chat_template": Harmless(hint="the model's own is used"),
     "documents": EMPTY,

@@ -53,12 +53,12 @@ def completion_logprobs(
         "text_offset": list(offsets),
     }
     for token, entry in zip(tokens, logprobs, strict=True):
-        text, value = _text(tokenizer, token), _finite(entry.token_log_probability)
+        text, value = token_text(tokenizer, token), finite(entry.token_log_probability)
         result["tokens"].append(text)
         result["token_logprobs"].append(value)
         top: dict[str, float] = {}
         for other, other_value in entry.top_log_probabilities.items():
-            top.setdefault(_text(tokenizer, other), _finite(other_value))
+            top.setdefault(token_text(tokenizer, other), finite(other_value))
         top.setdefault(text, value)
         result["top_logprobs"].append(top)
     return result
@@ -80,7 +80,7 @@ def echoed_logprobs(
     told = [LogProbabilities(e.token_log_probability, _first(e, count)) for e in logprobs]
     rest = completion_logprobs(tokenizer, prompt[1:], told, offsets[1:])
     return {
-        "tokens": [_text(tokenizer, prompt[0]), *rest["tokens"]],
+        "tokens": [token_text(tokenizer, prompt[0]), *rest["tokens"]],
         "token_logprobs": [None, *rest["token_logprobs"]],
         "top_logprobs": [None, *rest["top_logprobs"]],
         "text_offset": offsets,
@@ -118,9 +118,9 @@ def prompt_logprobs(
         result.append(
             {
                 str(other): {
-                    "logprob": _finite(value),
+                    "logprob": finite(value),
                     "rank": rank,
-                    "decoded_token": _text(tokenizer, other),
+                    "decoded_token": token_text(tokenizer, other),
                 }
                 for other, (value, rank) in ranked.items()
             }
@@ -136,14 +136,16 @@ def _entry(tokenizer: TextTokenizer, token: int, value: float) -> TopLogprob:
     data = tokenizer.token_bytes(token)
     return {
         "token": data.decode("utf-8", "replace"),
-        "logprob": _finite(value),
+        "logprob": finite(value),
         "bytes": list(data),
     }
 
 
-def _text(tokenizer: TextTokenizer, token: int) -> str:
+def token_text(tokenizer: TextTokenizer, token: int) -> str:
+    """A token's text by itself; U+FFFD for bytes that are none."""
     return tokenizer.token_bytes(token).decode("utf-8", "replace")
 
 
-def _finite(value: float) -> float:
+def finite(value: float) -> float:
+    """A log-probability that JSON can hold."""
     return max(LOWEST, value)

@@ -22,4 +22,5 @@ def origin_of(scope: Scope, request: GenerationRequest | EmbeddingRequest) -> Or
         caller=caller_of(scope),
         arrival=scope["quire.arrival"],
         timeout=min(limits, default=None),
+        trace=scope.get("quire.trace"),
     )

@@ -11,11 +11,20 @@ class PromptTokensDetails(TypedDict):
     cached_tokens: int
 
 
+class CompletionTokensDetails(TypedDict):
+    """`reasoning_tokens` are those between the marks of reasoning."""
+
+    reasoning_tokens: int
+
+
 class Usage(TypedDict):
+    """`completion_tokens_details` are told of replies in which a model may reason."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: NotRequired[CompletionTokensDetails]
 
 
 class TopLogprob(TypedDict):
@@ -208,10 +217,14 @@ class Detokenized(TypedDict):
 
 
 class TokenizerInfo(TypedDict):
+    """`bos_token` and `eos_token` as the tokenizer's files name them, which lm-eval asks for."""
+
     vocab_size: int
     model_vocab_size: int
     max_model_len: int
+    bos_token: str | None
     bos_token_id: int | None
+    eos_token: str | None
     eos_token_ids: list[int]
     special_tokens: dict[str, int]
     chat_template: str | None

@@ -1,18 +1,31 @@
 """`RequestModel`: how every object in a request is checked.
 
-Types are strict ("5" and true are not 5), null means the default, a field that Quire does not serve
-is refused by name, and a field that nobody knows is kept aside to be reported.
+Types are strict ("5" and true are not 5, but 5.0 is: JSON has one kind of number), null means the
+default, a field that Quire does not serve is refused by name, and a field that nobody knows is kept
+aside to be reported.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
+from itertools import islice
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
+from quire.config.limits import LIMITS
 from quire.server.openai.known_fields import Harmless
 
-_JSON_NAMES: Mapping[type, str] = {str: "a string", bool: "a boolean", dict: "an object"}
+_EXACT = 2.0**53
+"""The greatest float up to which each whole number is one."""
+_JSON_NAMES: Mapping[type, str] = {
+    str: "a string",
+    bool: "a boolean",
+    int: "an integer",
+    list: "a list",
+    dict: "an object",
+}
 
 
 class RequestModel(BaseModel):
@@ -27,7 +40,7 @@ class RequestModel(BaseModel):
         extra="allow",
         frozen=True,
         protected_namespaces=(),
-        json_schema_extra=lambda schema: _make_nullable(schema),
+        json_schema_extra=lambda schema: make_nullable(schema),
     )
 
     may_constrain: ClassVar[bool] = False
@@ -51,8 +64,34 @@ class RequestModel(BaseModel):
                 if not isinstance(value, kind):
                     raise refusal(name, f"must be {_JSON_NAMES[kind]}")
             else:
-                kept[name] = value
+                kept[name] = _with_integers(value)
         return kept
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Tells of the fields that are not served, too: `x-refused`, `x-without-effect`."""
+        schema = handler(core_schema)
+        own = handler.resolve_ref_schema(schema)
+        for name in cls.unsupported:
+            # A field of the base class that this one refuses.
+            own.get("properties", {}).pop(name, None)
+        if cls.unsupported:
+            own["x-refused"] = {
+                name: {"accepted": list(known.values), "hint": known.hint}
+                for name, known in cls.unsupported.items()
+            }
+        if cls.without_effect:
+            own["x-without-effect"] = {
+                name: _JSON_NAMES[kind] for name, kind in cls.without_effect.items()
+            }
+        return schema
+
+    @cached_property
+    def unknown_names(self) -> list[str]:
+        """The first of `unknown_fields`: one more than may be there."""
+        return list(islice(self.unknown_fields(), LIMITS.unknown_fields + 1))
 
     def unknown_fields(self, path: str = "") -> Iterator[str]:
         """Dotted paths of the fields that nothing here reads."""
@@ -72,7 +111,18 @@ def refusal(field: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("refused", "{message}", {"message": message, "field": field})
 
 
-def _make_nullable(schema: dict[str, Any]) -> None:
+def _with_integers(value: Any) -> Any:
+    """`value`, or a list's items, with the whole numbers as int; a float field takes those too."""
+    if isinstance(value, list):
+        kinds = set(map(type, value))
+        return [_with_integers(item) for item in value] if kinds & {float, list} else value
+    if type(value) is float and value.is_integer() and abs(value) <= _EXACT:
+        return int(value)
+    return value
+
+
+def make_nullable(schema: dict[str, Any]) -> None:
+    """Let a JSON Schema's fields be null where they have a default."""
     required, null = schema.get("required", ()), {"type": "null"}
     for name, field in schema.get("properties", {}).items():
         if name not in required and null not in field.get("anyOf", ()):

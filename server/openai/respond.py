@@ -45,6 +45,7 @@ async def respond(
         starts_fresh=starts_fresh,
         is_silent=request.token_limit[1] == 0,
         shown_tokens=reply.shown_tokens,
+        new_meter=reply.new_meter,
     )
     details = request_details(http.scope)
     details.model = reply.model

@@ -18,6 +18,7 @@ from quire.pipelines.core.sampling_params import MAX_SEED
 from quire.server.openai import known_fields
 from quire.server.openai.conversation import Conversation
 from quire.server.openai.known_fields import Harmless
+from quire.server.openai.prompts import Prompt, prompt_schema, prompts_of
 from quire.server.openai.request_model import RequestModel, refusal
 from quire.server.openai.structured import ResponseFormat, StructuredOutputs
 from quire.server.openai.tools.request import ToolChoice, check_tools
@@ -27,47 +28,31 @@ _INT32 = 2**31 - 1
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
-Prompt = str | list[int]
 TokenId = Annotated[int, Field(ge=0, le=_INT32)]
 BadWord = Annotated[str, Field(pattern=r"\S", max_length=LIMITS.bad_word_chars)]
 StopString = Annotated[str, Field(min_length=1, max_length=LIMITS.stop_string_chars)]
 
 
-def number(default: float, **bounds: float) -> Any:
+def number(default: float, description: str | None = None, **bounds: float) -> Any:
     """A finite number within `bounds` (gt, ge, le)."""
-    return Field(default, allow_inf_nan=False, **bounds)  # type: ignore[call-overload]
+    return Field(  # type: ignore[call-overload]
+        default, description=description, allow_inf_nan=False, **bounds
+    )
+
+
+def time_limit() -> Any:
+    """The field `timeout`."""
+    return Field(
+        None,
+        gt=0.0,
+        le=LIMITS.timeout_seconds,
+        allow_inf_nan=False,
+        description="Seconds after which the request is given up; as the header x-request-timeout.",
+    )
 
 
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
-
-
-def _is_token_list(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int for item in value)
-
-
-def _prompts(value: Any, limit: int, what: str) -> list[Prompt]:
-    """One prompt or a list of at most `limit`, each a string or token ids, as a list."""
-    one = isinstance(value, str) or (_is_token_list(value) and value != [])
-    prompts = [value] if one else value
-    if isinstance(prompts, list) and len(prompts) > limit and not one:
-        raise refusal("", f"must hold at most {limit} {what}, not {len(prompts)}")
-    if not isinstance(prompts, list) or not (
-        all(isinstance(prompt, str) for prompt in prompts) or all(map(_is_token_list, prompts))
-    ):
-        raise refusal("", "must be a string, a list of strings, token ids, or a list of token ids")
-    if not prompts or not all(prompts):
-        raise refusal("", "must not be empty")
-    return prompts
-
-
-def _prompt_schema(limit: int) -> dict[str, Any]:
-    ids = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
-    text = {"type": "string", "minLength": 1}
-    lists = (
-        {"type": "array", "items": item, "minItems": 1, "maxItems": limit} for item in (text, ids)
-    )
-    return {"anyOf": [text, *lists, ids]}
 
 
 _STOP_SCHEMA = {
@@ -87,8 +72,12 @@ class StreamOptions(RequestModel):
 
     without_effect: ClassVar[Mapping[str, type]] = {"include_obfuscation": bool}
 
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
+    include_usage: bool = Field(
+        default=False, description="A last chunk with the usage, without choices."
+    )
+    continuous_usage_stats: bool = Field(
+        default=False, description="The usage so far in each chunk."
+    )
 
 
 class GenerationRequest(RequestModel):
@@ -97,57 +86,104 @@ class GenerationRequest(RequestModel):
     may_constrain: ClassVar[bool] = True
     without_effect: ClassVar[Mapping[str, type]] = known_fields.NO_EFFECT
 
-    model: str | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    min_tokens: int = Field(0, ge=0)
-    n: int = Field(1, ge=1, le=LIMITS.n)
-    temperature: float = number(1.0, ge=0.0, le=2.0)
-    top_p: float = number(1.0, gt=0.0, le=1.0)
-    top_k: int = Field(-1, ge=-1, le=_INT32, description="0 and -1 keep every token.")
-    min_p: float = number(0.0, ge=0.0, le=1.0)
-    repetition_penalty: float = number(1.0, gt=0.0)
-    presence_penalty: float = number(0.0, ge=-2.0, le=2.0)
-    frequency_penalty: float = number(0.0, ge=-2.0, le=2.0)
+    model: str | None = Field(None, description="A served name; without it the first.")
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Of the output. Without it: 16 for completions, else all there is room for.",
+    )
+    min_tokens: int = Field(
+        0, ge=0, description="No end, by token or string, before so many tokens."
+    )
+    n: int = Field(1, ge=1, le=LIMITS.n, description="Choices for each prompt.")
+    temperature: float = number(1.0, "0: always the likeliest token.", ge=0.0, le=2.0)
+    top_p: float = number(
+        1.0,
+        "Sample among the likeliest tokens that together have this probability.",
+        gt=0.0,
+        le=1.0,
+    )
+    top_k: int = Field(-1, ge=-1, le=_INT32, description="Sample among so many; 0, -1: all.")
+    min_p: float = number(
+        0.0, "Sample no token below this part of the likeliest one's probability.", ge=0.0, le=1.0
+    )
+    repetition_penalty: float = number(
+        1.0,
+        "Divides the logits of tokens of the prompt and the output; negative ones it multiplies.",
+        gt=0.0,
+    )
+    presence_penalty: float = number(
+        0.0, "Taken from the logits of tokens of the output.", ge=-2.0, le=2.0
+    )
+    frequency_penalty: float = number(
+        0.0, "As presence_penalty, for each time that the token occurs.", ge=-2.0, le=2.0
+    )
     seed: int | None = Field(
-        None, ge=-MAX_SEED - 1, le=MAX_SEED, description="-1 and null: a random one."
+        None,
+        ge=-MAX_SEED - 1,
+        le=MAX_SEED,
+        description="The same seed and request give the same output; -1 and null: a random one.",
     )
     stop: Annotated[list[StopString], BeforeValidator(_listed), WithJsonSchema(_STOP_SCHEMA)] = (
-        Field([], max_length=LIMITS.stop_strings)
+        Field(
+            [],
+            max_length=LIMITS.stop_strings,
+            description="Texts that end the output, and are not in it.",
+        )
     )
-    stop_token_ids: list[TokenId] = Field([], max_length=LIMITS.stop_token_ids)
-    include_stop_str_in_output: bool = False
+    stop_token_ids: list[TokenId] = Field(
+        [], max_length=LIMITS.stop_token_ids, description="Tokens that end the output."
+    )
+    include_stop_str_in_output: bool = Field(
+        False, description="Keep the stop string that ended it."
+    )
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
-        {}, max_length=LIMITS.logit_bias, description="By token id."
+        {},
+        max_length=LIMITS.logit_bias,
+        description="What is added to the logits of tokens, by token id.",
+        json_schema_extra={"propertyNames": {"pattern": "^(0|[1-9][0-9]{0,9})$"}},
     )
     allowed_token_ids: list[TokenId] | None = Field(
-        None, min_length=1, max_length=LIMITS.allowed_token_ids
+        None,
+        min_length=1,
+        max_length=LIMITS.allowed_token_ids,
+        description="The output is of these tokens alone.",
     )
-    bad_words: list[BadWord] = Field([], max_length=LIMITS.bad_words)
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
-    ignore_eos: bool = False
-    prompt_logprobs: int | None = Field(None, ge=0, le=LIMITS.logprobs)
-    skip_special_tokens: bool = True
+    bad_words: list[BadWord] = Field(
+        [],
+        max_length=LIMITS.bad_words,
+        description="Words and phrases whose tokens are not generated in a row.",
+    )
+    response_format: ResponseFormat | None = Field(None, description="The output's form.")
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="The output's form; not beside response_format."
+    )
+    ignore_eos: bool = Field(False, description="Go on after the model's own end of a reply.")
+    prompt_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=LIMITS.logprobs,
+        description="For each token of the prompt, its log-probability and those of so many others.",
+    )
+    skip_special_tokens: bool = Field(True, description="Leave control tokens out of the text.")
     truncate_prompt_tokens: int | None = Field(
-        None, description="Keep this many tokens of the prompt; -1: as many as fit."
+        None,
+        description="Keep this many tokens of the prompt; -1: as many as fit.",
+        json_schema_extra={"not": {"exclusiveMaximum": 1, "not": {"const": -1}}},
     )
     truncation_side: Literal["left", "right"] = Field(
         "left", description="The side of the prompt that truncate_prompt_tokens cuts."
     )
-    return_token_ids: bool = False
-    stream: bool = False
-    stream_options: StreamOptions | None = None
+    return_token_ids: bool = Field(False, description="Tell the tokens of prompt and output.")
+    stream: bool = Field(False, description="Reply with server-sent events.")
+    stream_options: StreamOptions | None = Field(None, description="Needs stream.")
     priority: int = Field(
         0, ge=-LIMITS.priority, le=LIMITS.priority, description="Lower runs first."
     )
-    cache_salt: str | None = Field(None, min_length=1)
-    timeout: float | None = Field(
-        None,
-        gt=0.0,
-        le=LIMITS.timeout_seconds,
-        allow_inf_nan=False,
-        description="Seconds after which the request is given up; as the header x-request-timeout.",
+    cache_salt: str | None = Field(
+        None, min_length=1, description="Cached prompts are shared within one salt alone."
     )
+    timeout: float | None = time_limit()
 
     @property
     def token_limit(self) -> tuple[str, int | None]:
@@ -207,13 +243,25 @@ class CompletionRequest(GenerationRequest):
 
     prompt: Annotated[
         list[Prompt],
-        PlainValidator(lambda value: _prompts(value, LIMITS.prompts, "prompts")),
-        WithJsonSchema(_prompt_schema(LIMITS.prompts)),
-    ]
-    max_tokens: int | None = Field(None, ge=0, description="0 needs echo.")
-    logprobs: int | None = Field(None, ge=0, le=LIMITS.logprobs)
-    echo: bool = False
-    add_special_tokens: bool = True
+        PlainValidator(lambda value: prompts_of(value, LIMITS.prompts, "prompts")),
+        WithJsonSchema(prompt_schema(LIMITS.prompts)),
+    ] = Field(description="One or several, each a text or token ids.")
+    max_tokens: int | None = Field(
+        None, ge=0, description="Of the output; 16 without it; 0 needs echo."
+    )
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=LIMITS.logprobs,
+        description="Log-probabilities of each token and of so many of the likeliest; with echo of "
+        "the prompt's too.",
+    )
+    echo: bool = Field(False, description="Begin the text with the prompt.")
+    suffix: str | None = Field(
+        None,
+        description="The output is to end where it begins; for models that fill in the middle.",
+    )
+    add_special_tokens: bool = Field(True, description="Begin a text as the tokenizer does.")
 
     @property
     def num_logprobs(self) -> int | None:
@@ -229,6 +277,12 @@ class CompletionRequest(GenerationRequest):
     def _prompts_agree(self) -> Self:
         if self.max_tokens == 0 and not self.echo:
             raise refusal("max_tokens", "must be at least 1, not 0, unless echo is true")
+        if self.suffix and self.echo:
+            raise refusal("suffix", "cannot be combined with echo")
+        if self.suffix and self.truncate_prompt_tokens is not None:
+            raise refusal("suffix", "cannot be combined with truncate_prompt_tokens")
+        if self.suffix and not isinstance(self.prompt[0], str):
+            raise refusal("suffix", "needs prompts of text, not of token ids")
         choices = self.n * len(self.prompt)
         if choices > LIMITS.choices:
             raise refusal(
@@ -243,12 +297,20 @@ class ChatCompletionRequest(Conversation, GenerationRequest):
     unsupported: ClassVar[Mapping[str, Harmless]] = known_fields.CHAT
 
     max_completion_tokens: int | None = Field(None, ge=1, description="Wins over max_tokens.")
-    logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=LIMITS.logprobs)
+    logprobs: bool = Field(False, description="Tell each token's log-probability.")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=LIMITS.logprobs, description="And those of so many others; needs logprobs."
+    )
     tool_choice: ToolChoice | None = Field(None, description="auto when there are tools.")
     parallel_tool_calls: bool = Field(True, description="False: at most one call in a reply.")
     reasoning_effort: ReasoningEffort | None = Field(
         None, description="For chat templates that have one, or that can turn reasoning off."
+    )
+    thinking_token_budget: int | None = Field(
+        None,
+        ge=0,
+        le=_INT32,
+        description="Tokens of reasoning after which the model has to answer.",
     )
     include_reasoning: bool = Field(True, description="False: the reply leaves reasoning out.")
 
@@ -280,35 +342,31 @@ class EmbeddingRequest(RequestModel):
     unsupported: ClassVar[Mapping[str, Harmless]] = known_fields.EMBEDDING
     without_effect: ClassVar[Mapping[str, type]] = known_fields.NO_EFFECT
 
-    model: str | None = None
+    model: str | None = Field(None, description="A served name; without it the first.")
     input: Annotated[
         list[Prompt],
-        PlainValidator(lambda value: _prompts(value, LIMITS.embedding_inputs, "texts")),
-        WithJsonSchema(_prompt_schema(LIMITS.embedding_inputs)),
-    ]
-    encoding_format: Literal["float", "base64"] = "float"
+        PlainValidator(lambda value: prompts_of(value, LIMITS.embedding_inputs, "texts")),
+        WithJsonSchema(prompt_schema(LIMITS.embedding_inputs)),
+    ] = Field(description="One or several texts, each a string or token ids.")
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="base64: float32 numbers, little-endian."
+    )
     dimensions: int | None = Field(
         None, ge=1, description="The first so many numbers of each vector, normalized again."
     )
     priority: int = Field(
         0, ge=-LIMITS.priority, le=LIMITS.priority, description="Lower runs first."
     )
-    timeout: float | None = Field(
-        None,
-        gt=0.0,
-        le=LIMITS.timeout_seconds,
-        allow_inf_nan=False,
-        description="Seconds after which the request is given up; as the header x-request-timeout.",
-    )
+    timeout: float | None = time_limit()
 
 
 class TokenizePromptRequest(RequestModel):
     """The body of POST /tokenize for a text."""
 
-    model: str | None = None
-    prompt: str
-    add_special_tokens: bool = True
-    return_token_strs: bool = False
+    model: str | None = Field(None, description="A served name; without it the first.")
+    prompt: str = Field(description="The text.")
+    add_special_tokens: bool = Field(True, description="Begin a text as the tokenizer does.")
+    return_token_strs: bool = Field(False, description="Tell each token's text too.")
 
 
 class TokenizeChatRequest(Conversation):
@@ -316,12 +374,14 @@ class TokenizeChatRequest(Conversation):
 
     unsupported: ClassVar[Mapping[str, Harmless]] = known_fields.TOKENIZE_CHAT
 
-    model: str | None = None
-    return_token_strs: bool = False
+    model: str | None = Field(None, description="A served name; without it the first.")
+    return_token_strs: bool = Field(False, description="Tell each token's text too.")
 
 
 class DetokenizeRequest(RequestModel):
     """The body of POST /detokenize."""
 
-    model: str | None = None
-    tokens: list[TokenId] = Field(max_length=LIMITS.detokenize_tokens, fail_fast=True)
+    model: str | None = Field(None, description="A served name; without it the first.")
+    tokens: list[TokenId] = Field(
+        max_length=LIMITS.detokenize_tokens, fail_fast=True, description="Token ids."
+    )

@@ -14,25 +14,49 @@ from quire.server.grammars import GrammarCompiler
 from quire.server.openai import known_fields
 from quire.server.openai.body import is_deeper
 from quire.server.openai.known_fields import Harmless
-from quire.server.openai.request_model import RequestModel, refusal
+from quire.server.openai.request_model import RequestModel, make_nullable, refusal
 
 
 class JsonSchemaFormat(RequestModel):
     """A schema by name. It is enforced whether or not `strict` is true."""
 
-    name: Annotated[str, Field(min_length=1, max_length=64)] = "schema"
-    description: str | None = None
-    json_schema: dict[str, Any] | bool = Field(alias="schema")
-    strict: bool = False
+    name: Annotated[str, Field(min_length=1, max_length=64)] = Field(
+        "schema", description="Changes nothing."
+    )
+    description: str | None = Field(None, description="Changes nothing.")
+    json_schema: dict[str, Any] | bool = Field(
+        alias="schema", description="A JSON Schema; what of one cannot be enforced is refused."
+    )
+    strict: bool = Field(False, description="Changes nothing: the schema is always enforced.")
 
     model_config = ConfigDict(populate_by_name=True)
+
+
+def _takes_its_schema(schema: dict[str, Any]) -> None:
+    make_nullable(schema)
+    is_schema = {"properties": {"type": {"const": "json_schema"}}}
+    no_schema = {"properties": {"json_schema": {"type": "null"}}}
+    schema["if"], schema["then"], schema["else"] = (
+        is_schema,
+        {
+            "required": ["json_schema"],
+            "properties": {"json_schema": {"type": "object"}},
+        },
+        no_schema,
+    )
 
 
 class ResponseFormat(RequestModel):
     """OpenAI's: text, any JSON object, or JSON of a schema."""
 
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchemaFormat | None = None
+    model_config = ConfigDict(json_schema_extra=_takes_its_schema)
+
+    type: Literal["text", "json_object", "json_schema"] = Field(
+        description="Anything, any JSON object, or JSON of a schema."
+    )
+    json_schema: JsonSchemaFormat | None = Field(
+        None, description="For type json_schema, and for no other."
+    )
 
     @model_validator(mode="after")
     def _has_its_schema(self) -> Self:
@@ -41,21 +65,39 @@ class ResponseFormat(RequestModel):
         return self
 
 
+def _takes_one(schema: dict[str, Any]) -> None:
+    make_nullable(schema)
+    kinds = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
+    given = {name: {"not": {"enum": [None, False, ""]}} for name in kinds}
+    schema["oneOf"] = [{"required": [name], "properties": {name: given[name]}} for name in kinds]
+
+
 class StructuredOutputs(RequestModel):
     """vLLM's: exactly one of a JSON Schema, a regular expression, choices, a grammar, a tag."""
 
     unsupported: ClassVar[Mapping[str, Harmless]] = known_fields.STRUCTURED_OUTPUTS
 
-    json_: dict[str, Any] | str | None = Field(None, alias="json")
-    json_object: bool = False
-    regex: Annotated[str, Field(min_length=1)] | None = None
-    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(
-        None, min_length=1, max_length=LIMITS.choices_of_text
+    json_: dict[str, Any] | str | None = Field(
+        None, alias="json", description="A JSON Schema, as an object or as text."
     )
-    grammar: Annotated[str, Field(min_length=1)] | None = None
-    structural_tag: dict[str, Any] | str | None = None
+    json_object: bool = Field(False, description="Any JSON object.")
+    regex: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="The whole output matches it."
+    )
+    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=LIMITS.choices_of_text,
+        description="The output is one of these texts.",
+    )
+    grammar: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="An EBNF grammar, as xgrammar reads it."
+    )
+    structural_tag: dict[str, Any] | str | None = Field(
+        None, description="xgrammar's: free text with parts that follow grammars."
+    )
 
-    model_config = ConfigDict(populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True, json_schema_extra=_takes_one)
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from quire.pipelines.tokenizer import TextTokenizer
 from quire.server.engine import Engine
 from quire.server.errors import InvalidRequest
 from quire.server.openai.admission import check_token, tokenize
@@ -75,7 +76,9 @@ async def show_tokenizer(http: Request) -> TokenizerInfo:
         "vocab_size": tokenizer.vocab_size,
         "model_vocab_size": served.vocab_size,
         "max_model_len": engine.max_length,
+        "bos_token": _spelled(tokenizer, tokenizer.bos_token_id),
         "bos_token_id": tokenizer.bos_token_id,
+        "eos_token": _spelled(tokenizer, tokenizer.eos_token_id),
         "eos_token_ids": list(served.eos_token_ids),
         "special_tokens": {
             tokenizer.token_bytes(id).decode("utf-8", "replace"): id
@@ -104,6 +107,10 @@ def add_tokenization_routes(router: APIRouter, describe: Any, errors: Mapping[An
         openapi_extra=describe(DetokenizeRequest),
     )
     router.add_api_route("/tokenizer_info", show_tokenizer, methods=["GET"], responses=dict(errors))
+
+
+def _spelled(tokenizer: TextTokenizer, id: int | None) -> str | None:
+    return None if id is None else tokenizer.token_bytes(id).decode("utf-8", "replace")
 
 
 def _kind(

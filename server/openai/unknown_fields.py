@@ -6,7 +6,6 @@ names are told in a header, or refused in strict mode; so is any name where noth
 """
 
 import difflib
-import itertools
 import re
 
 from quire.config.limits import LIMITS
@@ -28,7 +27,8 @@ _CARRIERS = frozenset(
 """Peers' objects that hold such fields; ours stand at the top level."""
 _CONSTRAINING = (
     *("response_format", "structured_outputs", "stop", "stop_token_ids", "max_tokens"),
-    *("max_completion_tokens", "min_tokens", "logit_bias", "allowed_token_ids", "bad_words"),
+    *("max_completion_tokens", "max_output_tokens", "min_tokens", "logit_bias"),
+    *("allowed_token_ids", "bad_words"),
     *("tools", "tool_choice", "timeout", "ignore_eos", "truncate_prompt_tokens"),
 )
 
@@ -41,14 +41,14 @@ def check_unknown(request: RequestModel, *, strict: bool) -> None:
         InvalidRequest: there are more than LIMITS.unknown_fields.
     """
     limit = LIMITS.unknown_fields
-    names = list(itertools.islice(request.unknown_fields(), limit + 1))
+    names = request.unknown_names
     for path in names:
-        if not request.may_constrain or path.startswith("messages."):
+        if not request.may_constrain or path.startswith(("messages.", "input.")):
             continue
         name = path.rpartition(".")[2][:MAX_SHOWN_CHARACTERS]
         if name in _CARRIERS:
             raise UnsupportedParameter(shown_name(path), "its fields belong at the top level")
-        if (known := _meant(name)) is not None:
+        if (known := _meant(name, request)) is not None:
             raise UnsupportedParameter(shown_name(path), f"did you mean '{known}'?")
         if _CONSTRAINT.search(name):
             raise UnsupportedParameter(
@@ -75,9 +75,10 @@ def printable(text: str) -> str:
     return "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
 
 
-def _meant(name: str) -> str | None:
-    """The constraining field that `name` is a misspelling of."""
-    plain = {_plain(known): known for known in _CONSTRAINING}
+def _meant(name: str, request: RequestModel) -> str | None:
+    """The constraining field of `request` that `name` is a misspelling of."""
+    served = type(request).model_fields.keys() - request.unsupported.keys()
+    plain = {_plain(known): known for known in _CONSTRAINING if known in served}
     close = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.85)
     return plain[close[0]] if close else None
 

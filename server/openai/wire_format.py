@@ -8,6 +8,7 @@ from quire.pipelines.tokenizer import TextTokenizer
 from quire.server.errors import ApiError
 from quire.server.openai.generation import ChoiceDelta
 from quire.server.openai.replies import Usage
+from quire.server.openai.tools.reasoning_meter import ReasoningMeter
 
 UsageNow = Callable[[], Usage]
 """The tokens so far, for those who want to know."""
@@ -22,11 +23,15 @@ class WireFormat(ABC):
     tokenizer: TextTokenizer
     shown_tokens: frozenset[int] = frozenset()
     """Control tokens that this format reads in the text."""
+    new_meter: Callable[[], ReasoningMeter] | None = None
+    """Makes what counts the tokens of reasoning of a choice."""
     ping: bytes = b": ping\n\n"
     """What is sent when nothing happened for a while; clients skip it."""
 
     @abstractmethod
-    def whole(self, deltas: Sequence[Sequence[ChoiceDelta]], usage: Usage) -> Mapping[str, Any]:
+    def whole(
+        self, deltas: Sequence[Sequence[ChoiceDelta]], usage: Usage
+    ) -> Mapping[str, Any] | Sequence[Any]:
         """The reply that is not streamed, from the deltas of each choice."""
 
     @abstractmethod
@@ -57,4 +62,5 @@ def joined(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
         deltas[-1].finish_reason,
         deltas[-1].stop_reason,
         deltas[0].prompt_logprobs,
+        deltas[0].cached_tokens,
     )

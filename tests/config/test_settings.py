@@ -11,12 +11,14 @@ from quire.config.worker_env import worker_environment
 
 SERVE_OPTIONS = """
     model revision load_format engine custom_architectures dtype device threads max_length max_batch_size
-    max_batch_input_tokens page_size
+    max_batch_input_tokens itl_target page_size
     kv_cache_pages kv_cache_memory device_memory_utilization enable_prefix_caching quantization exact
     served_model_name task generation_config tool_call_parser reasoning_parser reasoning_field
     host port api_key_file insecure max_queue_size
-    max_concurrency_per_key max_request_bytes strict header_timeout body_timeout reader_timeout
-    admin_port admin_key_file log_format log_level shutdown_timeout worker_timeout stream_heartbeat
+    max_concurrency_per_key max_request_bytes state_dir state_dir_size max_file_size responses_store_bytes responses_store_count
+    strict header_timeout body_timeout reader_timeout
+    admin_port admin_key_file log_format log_level maxserve_metrics otlp_traces_endpoint otlp_traces_sample_ratio
+    shutdown_timeout worker_timeout stream_heartbeat
 """
 
 

@@ -177,3 +177,29 @@ def test_an_encoder_is_planned(models):
     assert "max length" in told and "220 tokens" in told
     assert "encode  texts    1" in told
     assert "pages" not in told
+
+
+def test_tokens_and_ends_add_up(model):
+    names = (
+        "vllm:prompt_tokens_total",
+        "vllm:request_prompt_tokens_sum",
+        "vllm:iteration_tokens_total_sum",
+        "vllm:request_success_total",
+        "vllm:request_params_n_sum",
+        "vllm:generation_tokens_total",
+    )
+    model.server.wait_idle()
+    before = [model.server.metric(name) for name in names]
+
+    replies = [
+        model.client.embeddings.create(model="tiny", input=texts)
+        for texts in (TEXTS, TEXTS[:1], TEXTS * 2)
+    ]
+    model.server.wait_idle()
+
+    tokens = sum(reply.usage.prompt_tokens for reply in replies)
+    texts = sum(len(reply.data) for reply in replies)
+    gained = [model.server.metric(name) - old for name, old in zip(names, before, strict=True)]
+    # A step computes what the prefix cache does not have.
+    assert 0 < gained.pop(2) <= tokens
+    assert gained == [tokens, tokens, texts, texts, 0]

@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import signal
+import time
 
 import pytest
 
@@ -97,8 +98,9 @@ async def test_kill_9_of_the_worker_loses_doubles_and_changes_nothing(demo, laun
     running = [asyncio.create_task(read(connect(victim), request)) for request in made]
     for _ in range(kills):
         await asyncio.sleep(0.4)
+        restarts = victim.metric("quire_worker_restarts_total")
         os.kill((await asyncio.to_thread(victim.worker)).pid, signal.SIGKILL)
-        await asyncio.to_thread(wait_for_restart, victim)
+        await asyncio.to_thread(wait_for_restart, victim, restarts)
     survived = await asyncio.gather(*running)
 
     assert survived == expected
@@ -106,9 +108,11 @@ async def test_kill_9_of_the_worker_loses_doubles_and_changes_nothing(demo, laun
     victim.wait_idle()
 
 
-def wait_for_restart(server) -> None:
-    while server.http.get("/readyz").status_code == 200:
-        pass
+def wait_for_restart(server, restarts: float) -> None:
+    deadline = time.monotonic() + 60
+    while server.metric("quire_worker_restarts_total") == restarts:
+        assert time.monotonic() < deadline, server.log
+        time.sleep(0.01)
     server.wait_ready(timeout=120)
 
 

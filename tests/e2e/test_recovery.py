@@ -18,18 +18,22 @@ def run_directories(pid: int) -> list[Path]:
 
 
 async def test_a_hung_worker_is_replaced_and_its_stream_goes_on(demo, launch, connect):
-    server = launch("--worker-timeout", "1")
+    server = launch("--worker-timeout", "2")
     server.wait_ready()
     ask = {"model": "quire-demo", "prompt": "One day", "max_tokens": 300, "stream": True}
     ask |= {"temperature": 0, "extra_body": {"ignore_eos": True}}
 
-    async def text(client) -> str:
-        stream = await client.completions.create(**ask)
-        return "".join([chunk.choices[0].text async for chunk in stream])
+    async def text(client, has_begun) -> str:
+        pieces = []
+        async for chunk in await client.completions.create(**ask):
+            pieces.append(chunk.choices[0].text)
+            has_begun.set()
+        return "".join(pieces)
 
-    expected = await text(connect(demo))
-    running = asyncio.create_task(text(connect(server)))
-    await asyncio.sleep(0.2)
+    expected = await text(connect(demo), asyncio.Event())
+    has_begun = asyncio.Event()
+    running = asyncio.create_task(text(connect(server), has_begun))
+    await asyncio.wait_for(has_begun.wait(), 60)
     os.kill(server.worker().pid, signal.SIGSTOP)
 
     assert await running == expected
@@ -50,7 +54,7 @@ def test_a_worker_that_keeps_dying_ends_the_daemon_with_code_5(launch):
                 child.kill()
         time.sleep(0.02)
 
-    assert server.process.wait(5) == 5
+    assert server.process.wait(30) == 5
     assert "died 5 times in 60 s" in server.log
     assert not run_directories(server.process.pid)
 
@@ -82,5 +86,5 @@ def test_changed_weights_are_not_resumed_on(launch, tmp_path):
     os.utime(folder / "model.safetensors")
     server.worker().kill()
 
-    assert server.process.wait(10) == 3
+    assert server.process.wait(30) == 3
     assert "files changed since the start" in server.log

@@ -71,7 +71,7 @@ class LiveServer:
         headers: Sequence[tuple[str, str]] = (),
     ) -> Reply:
         """One request with exactly these headers (plus Host and Content-Length if not given)."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         names = {name.lower() for name, _ in headers}
         connection.putrequest(method, path, skip_host="host" in names, skip_accept_encoding=True)
         for name, value in headers:
@@ -91,7 +91,7 @@ class LiveServer:
     @contextlib.contextmanager
     def connect(self) -> Iterator[socket.socket]:
         """A raw connection."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as raw:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as raw:
             yield raw
 
 

@@ -161,3 +161,65 @@ def test_room_is_what_check_would_let_pass(clock: Clock) -> None:
     assert [capacity.has_room(count, ANN) for count in (1, 2)] == [True, False]
     assert [capacity.has_room(count, BOB) for count in (2, 3)] == [True, False]
     assert [capacity.has_room(count, None) for count in (3, 4)] == [True, False]
+
+
+def test_a_batch_takes_what_live_requests_leave(clock: Clock) -> None:
+    batch = Caller("ann", "ann", is_background=True)
+    capacity = Capacity(4, None, Metrics("demo"), clock, background=3)
+    capacity.add(2, None)
+
+    assert capacity.has_room(1, batch) and not capacity.has_room(2, batch)
+    assert refusal(capacity, 2, batch).message == "Live requests leave no room for a batch's"
+    capacity.add(1, batch)
+    assert not capacity.has_room(1, batch)
+    capacity.check(2, None)
+    capacity.add(2, None)
+
+    assert "4 requests are running or waiting" in refusal(capacity, 1, None).message
+
+
+def test_a_batch_takes_few_places_while_there_are_live_requests(clock: Clock) -> None:
+    batch = Caller("", None, is_background=True)
+    capacity = Capacity(64, None, Metrics("demo"), clock, background=12)
+    capacity.add(1, None)
+
+    assert capacity.has_room(2, batch)
+    capacity.add(2, batch)
+    assert not capacity.has_room(1, batch)
+    capacity.remove(None)
+    clock.now += 1.9
+    assert not capacity.has_room(1, batch)
+    clock.now += 0.2
+
+    assert capacity.has_room(10, batch) and not capacity.has_room(11, batch)
+
+
+def test_a_batchs_large_request_runs_when_nothing_else_does(clock: Clock) -> None:
+    batch = Caller("", None, is_background=True)
+    capacity = Capacity(8, None, Metrics("demo"), clock, background=3)
+
+    capacity.check(6, batch)
+    capacity.add(1, None)
+    refusal(capacity, 6, batch)
+    capacity.remove(None)
+    capacity.check(6, batch)
+
+    with pytest.raises(InvalidRequest, match="at most 8 at once"):
+        capacity.check(9, batch)
+
+
+def test_a_key_and_its_batches_have_a_share_each(
+    clock: Clock, value_of: Callable[..., float]
+) -> None:
+    metrics = Metrics("demo")
+    capacity = Capacity(8, 2, metrics, clock, background=6)
+    batch = Caller("ann", "ann", is_background=True)
+    capacity.add(2, batch)
+
+    capacity.check(2, ANN)
+    with pytest.raises(KeyOverloaded):
+        capacity.check(1, batch)
+
+    assert (
+        value_of(metrics, "vllm:admission_rejections_total", reason="max_concurrency_per_key") == 0
+    )

@@ -248,7 +248,7 @@ async def test_what_comes_too_late_is_not_admitted(client, sent):
 
 async def test_a_deadline_counts_from_the_arrival_and_survives_a_worker(client, sent):
     (stream,) = client.submit(
-        [context(client)], Origin(timeout=0.1, arrival=time.monotonic() - 0.05)
+        [context(client)], Origin(timeout=60.0, arrival=time.monotonic() - 59.9)
     )
     client.detach()
     began = time.monotonic()
@@ -256,7 +256,7 @@ async def test_a_deadline_counts_from_the_arrival_and_survives_a_worker(client, 
     with pytest.raises(DeadlineExceeded):
         await read(stream)
 
-    assert time.monotonic() - began < 0.09
+    assert time.monotonic() - began < 30.0
     client.attach(ready(epoch=2), sent.append)
     assert not any(isinstance(message, Submit) and message.epoch == 2 for message in sent)
 

@@ -1,6 +1,10 @@
 """What one connection may do: size, number and slowness of what it sends, over raw sockets."""
 
 import asyncio
+import contextlib
+import re
+import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -53,7 +57,7 @@ async def _wait(request: Request) -> Response:
 
 
 async def _slow() -> Response:
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.8)
     return Response(b"slow")
 
 
@@ -61,7 +65,7 @@ async def _slow() -> Response:
 def daemon(make_daemon: Callable[..., Any]) -> Any:
     daemon = make_daemon(max_request_bytes=4096)
     daemon.app.state.waiting = 0
-    for endpoint in (_endless, _huge, _flood, _wait, _slow):
+    for endpoint in (_endless, _huge, _flood, _wait, _slow, _pieces):
         path = endpoint.__name__.replace("_", "/")
         daemon.app.add_api_route(path, endpoint, methods=["GET"], response_model=None)
     daemon.app.add_api_route("/echo", _echo, methods=["POST"], response_model=None)
@@ -71,6 +75,15 @@ def daemon(make_daemon: Callable[..., Any]) -> Any:
 @pytest.fixture(scope="module")
 def server(daemon: Any, serve: Callable[..., Any]) -> Any:
     return serve(daemon.app)
+
+
+def _reply(raw: socket.socket) -> bytes:
+    """One whole reply, in however many pieces it arrives."""
+    with raw.makefile("rb") as file:
+        head = b"".join(iter(file.readline, b"\r\n"))
+        length = re.search(rb"content-length: (\d+)", head)
+        assert length, head
+        return head + file.read(int(length[1]))
 
 
 def _get(path: bytes, *headers: bytes) -> bytes:
@@ -103,12 +116,12 @@ def test_headers_at_the_limits_pass(server: Any) -> None:
     fields = [b"a%d: b" % number for number in range(LIMITS.headers - 1)]
     with server.connect() as raw:
         raw.sendall(_get(b"/livez", *fields))
-        assert raw.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert _reply(raw).startswith(b"HTTP/1.1 200 ")
         head = _get(b"/livez", b"a: " + b"b" * 40_000)
         raw.sendall(head[:30_000])
         time.sleep(0.05)
         raw.sendall(head[30_000:])
-        assert raw.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert _reply(raw).startswith(b"HTTP/1.1 200 ")
 
 
 def test_what_is_not_http_gets_the_nested_400(server: Any, drain: Callable[..., bytes]) -> None:
@@ -130,7 +143,7 @@ def test_a_request_that_does_not_arrive_is_given_up(
     first: bytes,
     answer: bytes,
 ) -> None:
-    monkeypatch.setattr(Protocol, "deadlines", Deadlines(header=0.1))
+    monkeypatch.setattr(Protocol, "deadlines", Deadlines(header=0.4))
     with server.connect() as raw:
         raw.sendall(first)
         assert drain(raw)[:13] == answer
@@ -143,9 +156,11 @@ def test_a_body_in_drops_is_408_with_the_error_body(
     daemon.app.add_api_route("/echo", _echo, methods=["POST"])
     with serve(daemon.app).connect() as raw:
         raw.sendall(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
-        for _ in range(4):
-            raw.sendall(b"x")
-            time.sleep(0.04)
+        # On a busy machine the server may have hung up before the last drop.
+        with contextlib.suppress(ConnectionError):
+            for _ in range(4):
+                raw.sendall(b"x")
+                time.sleep(0.04)
         received = drain(raw)
     assert received.startswith(b"HTTP/1.1 408 ")
     assert b'"message": "The request body did not arrive within 0.2 s"' in received
@@ -164,10 +179,10 @@ def test_a_refused_body_cannot_hold_the_connection(
 def test_line_breaks_between_requests_do_not_hold_the_connection(
     server: Any, drain: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Protocol, "deadlines", Deadlines(header=0.1))
+    monkeypatch.setattr(Protocol, "deadlines", Deadlines(header=0.4))
     with server.connect() as raw:
         raw.sendall(_get(b"/livez"))
-        assert raw.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert _reply(raw).startswith(b"HTTP/1.1 200 ")
         raw.sendall(b"\r\n")
         assert drain(raw) == b""
 
@@ -213,7 +228,7 @@ def test_what_is_not_http_behind_a_request_is_not_answered_in_its_place(
 def test_a_request_that_is_begun_behind_another_does_not_end_it(
     server: Any, drain: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Protocol, "deadlines", Deadlines(header=0.1))
+    monkeypatch.setattr(Protocol, "deadlines", Deadlines(header=0.4))
     with server.connect() as raw:
         raw.sendall(_get(b"/slow"))
         time.sleep(0.05)
@@ -224,7 +239,7 @@ def test_a_request_that_is_begun_behind_another_does_not_end_it(
 
 
 def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 2.0
+    deadline = time.monotonic() + 20.0
     while not condition():
         assert time.monotonic() < deadline, "it did not come to that"
         time.sleep(0.01)
@@ -233,7 +248,7 @@ def _until(condition: Callable[[], bool]) -> None:
 def test_a_slow_stream_is_not_cut_by_the_receipt_deadlines(
     server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Protocol, "deadlines", Deadlines(header=0.05, body=0.05))
+    monkeypatch.setattr(Protocol, "deadlines", Deadlines(header=0.4, body=0.4))
     monkeypatch.setattr(http_protocol, "BODY_GRACE_SECONDS", 0.0)
     with server.connect() as raw:
         # A second request waits behind the stream; its deadline must not end the stream.
@@ -241,7 +256,7 @@ def test_a_slow_stream_is_not_cut_by_the_receipt_deadlines(
             _get(b"/endless")
             + b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
         )
-        received, deadline = b"", time.monotonic() + 0.5
+        received, deadline = b"", time.monotonic() + 1.5
         while time.monotonic() < deadline:
             chunk = raw.recv(65536)
             assert chunk, "the stream was cut"
@@ -296,21 +311,83 @@ def test_a_client_that_reads_nothing_is_cut_off(
     path: bytes,
 ) -> None:
     monkeypatch.setattr(Protocol, "deadlines", Deadlines(reader=0.2))
+    lost, connection_lost = threading.Event(), Protocol.connection_lost
+
+    def on_lost(self: Protocol, error: Exception | None) -> None:
+        connection_lost(self, error)
+        lost.set()
+
+    monkeypatch.setattr(Protocol, "connection_lost", on_lost)
     before = value_of(daemon.metrics, "quire_slow_readers_aborted_total")
     with server.connect() as raw:
         raw.sendall(_get(path))
-        time.sleep(1.0)
+        assert lost.wait(20), "it was not cut off"
         assert len(drain(raw)) < HUGE_BYTES
     if path == b"/flood":
-        assert value_of(daemon.metrics, "quire_slow_readers_aborted_total") == before + 1
+        _until(lambda: value_of(daemon.metrics, "quire_slow_readers_aborted_total") == before + 1)
 
 
 def test_a_slow_reader_is_not_cut_off(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Protocol, "deadlines", Deadlines(reader=0.2))
+    monkeypatch.setattr(Protocol, "deadlines", Deadlines(reader=0.6))
     with server.connect() as raw:
         raw.sendall(_get(b"/flood"))
-        received, deadline = 0, time.monotonic() + 1.5
+        received, deadline = 0, time.monotonic() + 2.5
         while time.monotonic() < deadline:
             received += len(raw.recv(4_000_000))
             time.sleep(0.02)
         assert raw.recv(1)
+
+
+async def _pieces() -> StreamingResponse:
+    async def events() -> AsyncIterator[bytes]:
+        for piece in (b"data: 1\n\n", b"", b"data: [DONE]\n\n"):
+            yield piece
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_a_client_of_http_1_0_gets_a_stream_without_chunks(
+    server: Any, drain: Callable[..., bytes], version: bytes
+) -> None:
+    with server.connect() as raw:
+        raw.sendall(b"GET /pieces HTTP/%s\r\nHost: a\r\nConnection: close\r\n\r\n" % version)
+        head, _, body = drain(raw).partition(b"\r\n\r\n")
+    assert b"connection: close" in head
+    plain = b"data: 1\n\ndata: [DONE]\n\n"
+    assert (body == plain) is (version == b"1.0")
+    assert (b"transfer-encoding" in head) is (version == b"1.1")
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "body"),
+    [
+        (b"GET /version HTTP/1.0\r\n\r\n", b'"version"'),
+        (b"HEAD /version HTTP/1.0\r\n\r\n", b""),
+        (b"GET /nothing HTTP/1.0\r\n\r\n", b'"not_found"'),
+        (b"POST /echo HTTP/1.0\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
+    ],
+)
+def test_a_whole_reply_to_http_1_0_has_its_length(
+    server: Any, drain: Callable[..., bytes], request_bytes: bytes, body: bytes
+) -> None:
+    with server.connect() as raw:
+        raw.sendall(request_bytes)
+        head, _, received = drain(raw).partition(b"\r\n\r\n")
+    assert b"content-length: " in head and b"connection: close" in head
+    assert body in received if body else received == b""
+
+
+def test_a_body_that_is_being_read_is_not_cut_by_the_connections_deadline(
+    server: Any, drain: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Protocol, "deadlines", Deadlines(body=0.05))
+    monkeypatch.setattr(http_protocol, "BODY_GRACE_SECONDS", 0.05)
+    with server.connect() as raw:
+        raw.sendall(
+            b"POST /echo HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 3\r\n\r\n"
+        )
+        for _ in range(3):
+            time.sleep(0.15)
+            raw.sendall(b"x")
+        assert drain(raw).endswith(b"\r\n\r\nxxx")

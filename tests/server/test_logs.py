@@ -13,6 +13,7 @@ import pytest
 from quire.server.logs import (
     REQUEST_ID,
     ConsoleFormatter,
+    OnceAMinuteFilter,
     RequestIdFilter,
     json_formatter,
     log_request_end,
@@ -194,3 +195,24 @@ def test_one_configuration_rules_every_logger(
         assert sum(message.startswith(name) for message in messages) == count, name
     assert not any("access" in message for message in messages)
     assert any("mind the gap" in message for message in messages) == (level != "error")
+
+
+def test_what_would_be_said_every_second_is_said_once_a_minute() -> None:
+    now = 0.0
+    once = OnceAMinuteFilter(lambda: now)
+    record = logging.LogRecord("opentelemetry", logging.WARNING, "", 1, "gone", None, None)
+    said = []
+    for second in range(200):
+        now = float(second)
+        if once.filter(record):
+            said.append(second)
+    assert said == [0, 60, 120, 180]
+
+
+def test_a_request_s_line_names_its_trace(caplog: pytest.LogCaptureFixture) -> None:
+    scope = {"type": "http", "method": "GET", "path": "/v1/models"}
+    request_details(scope).trace_id = "ab" * 16
+    with caplog.at_level(logging.INFO, logger="quire"):
+        log_request_end(scope, 200, 0.1)
+    (record,) = caplog.records
+    assert record.__dict__["trace_id"] == "ab" * 16

@@ -8,7 +8,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from quire.pipelines.core.messages import EngineStats, Ready, StepOutput
-from quire.server.metrics import Metrics, RequestTimes
+from quire.server.metrics import Metrics
+from quire.server.request_metrics import RequestTimes
 
 # vLLM 0.33, every family of its V1 engine that Quire has something to say about.
 VLLM_GAUGES = {
@@ -25,9 +26,12 @@ VLLM_COUNTERS = {
     "prompt_tokens",
     "prompt_tokens_by_source",
     "prompt_tokens_cached",
+    "prompt_tokens_cached_by_source",
+    "corrupted_requests",
     "generation_tokens",
     "request_success",
     "admission_rejections",
+    "tool_call_parser_invocations",
 }
 VLLM_HISTOGRAMS = {
     "time_to_first_token_seconds": ("0.001", "2560.0", 22),
@@ -40,6 +44,7 @@ VLLM_HISTOGRAMS = {
     "request_decode_time_seconds": ("0.3", "7680.0", 21),
     "iteration_tokens_total": ("1.0", "16384.0", 13),
     "request_params_n": ("1.0", "20.0", 5),
+    "request_num_preemptions": ("1.0", "20.0", 7),
     "request_prompt_tokens": ("1.0", "500000.0", 18),
     "request_generation_tokens": ("1.0", "500000.0", 18),
     "request_max_num_generation_tokens": ("1.0", "500000.0", 18),
@@ -55,6 +60,7 @@ QUIRE = {
     "client_disconnects",
     "slow_readers_aborted",
     "deadlines_exceeded",
+    "trace_spans",
     "steps",
     "step_seconds",
     "computed_tokens",
@@ -95,6 +101,7 @@ def ready(epoch: int = 1, pid: int = 0) -> Ready:
         memory_plan=[("weights", 1000), ("kv cache", 3200)],
         memory_table="",
         kv_cache_tokens=3200,
+        kv_cache_concurrency=6.25,
     )
 
 
@@ -133,7 +140,7 @@ def test_labels_are_vllm_s(metrics: Metrics) -> None:
             continue
         for sample in family.samples:
             base = {"model_name": "demo", "engine": "0"}
-            if name == "vllm:admission_rejections":
+            if name in ("vllm:admission_rejections", "vllm:tool_call_parser_invocations"):
                 base = {"model_name": "demo"}
                 assert "engine" not in sample.labels
             assert base.items() <= sample.labels.items(), sample
@@ -163,11 +170,11 @@ def test_two_instances_share_nothing() -> None:
 
 def test_token_sums_are_exact_for_ten_requests_of_ten_tokens(metrics: Metrics) -> None:
     for _ in range(10):
-        metrics.on_admission(1)
-        metrics.on_first_token(0.2)
+        metrics.requests.on_prompt(7, 4)
+        metrics.requests.on_first_token(0.2)
         for _ in range(9):
-            metrics.on_inter_token(0.1)
-        metrics.on_request_end(
+            metrics.requests.on_inter_token(0.1)
+        metrics.requests.on_request_end(
             RequestTimes(
                 arrival=100.0,
                 queue_seconds=0.05,
@@ -179,8 +186,10 @@ def test_token_sums_are_exact_for_ten_requests_of_ten_tokens(metrics: Metrics) -
                 generation_tokens=10,
                 finish_reason="length",
                 max_tokens=10,
+                preemptions=2,
             )
         )
+        metrics.requests.on_choices_end(1, 10)
     for name, expected in {
         "vllm:prompt_tokens_total": 70,
         "vllm:prompt_tokens_cached_total": 40,
@@ -198,16 +207,19 @@ def test_token_sums_are_exact_for_ten_requests_of_ten_tokens(metrics: Metrics) -
         "vllm:request_prefill_kv_computed_tokens_sum": 30,
         "vllm:request_params_max_tokens_sum": 100,
         "vllm:request_params_n_sum": 10,
+        "vllm:request_max_num_generation_tokens_sum": 100,
+        "vllm:request_num_preemptions_sum": 20,
     }.items():
         assert value(metrics, name) == pytest.approx(expected), name
     assert value(metrics, "vllm:request_success_total", finished_reason="length") == 10
+    assert value(metrics, "vllm:prompt_tokens_cached_by_source_total", source="device") == 40
     by_source = ("vllm:prompt_tokens_by_source_total",)
     assert value(metrics, *by_source, source="local_compute") == 30
     assert value(metrics, *by_source, source="local_cache_hit") == 40
 
 
 def test_a_request_that_never_ran_moves_no_token_or_phase(metrics: Metrics) -> None:
-    metrics.on_request_end(
+    metrics.requests.on_request_end(
         RequestTimes(
             arrival=1.0,
             queue_seconds=None,
@@ -234,7 +246,7 @@ def test_a_request_that_never_ran_moves_no_token_or_phase(metrics: Metrics) -> N
 
 
 def test_one_token_gives_no_time_per_output_token(metrics: Metrics) -> None:
-    metrics.on_request_end(
+    metrics.requests.on_request_end(
         RequestTimes(
             arrival=1.0,
             queue_seconds=0.0,
@@ -310,6 +322,7 @@ def test_a_new_worker_replaces_the_info_of_the_old(metrics: Metrics) -> None:
             num_gpu_blocks="100",
             cache_dtype="bfloat16",
             kv_cache_size_tokens="3200",
+            kv_cache_max_concurrency="6.25",
         )
         == 1
     )

@@ -21,7 +21,7 @@ from quire.server.metrics import Metrics
 from quire.server.supervisor import Supervisor
 
 
-async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 90.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -76,7 +76,7 @@ async def test_a_worker_that_does_not_listen_cannot_hold_up_the_end(run: Run) ->
 
     await run.stop()
 
-    assert time.monotonic() - started < 3.0
+    assert time.monotonic() - started < 10.0
     assert run.process.returncode == -signal.SIGKILL
 
 

@@ -181,7 +181,7 @@ Input = Annotated[
     Annotated[str, Tag("<text>")]
     | Annotated[
         list[Item],
-        Field(max_length=LIMITS.messages, fail_fast=True),
+        Field(max_length=LIMITS.messages, fail_fast=True, json_schema_extra={"minItems": 1}),
         Tag("<parts>"),
     ],
     Discriminator(_text_kind),

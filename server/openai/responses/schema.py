@@ -31,15 +31,10 @@ _TOLD = "Told back with the response."
 
 
 def _needs_input(schema: dict[str, Any]) -> None:
-    """Say what `_has_input` checks."""
+    """Say that there must be some: when it may be left out is in its description."""
+    schema["properties"]["input"].pop("default")
+    schema["required"] = ["input"]
     make_nullable(schema)
-    schema["anyOf"] = [
-        {"required": ["input"], "properties": {"input": {"not": {"enum": [None, []]}}}},
-        {
-            "required": ["previous_response_id"],
-            "properties": {"previous_response_id": {"type": "string"}},
-        },
-    ]
 
 
 class ResponseInput(RequestModel):
@@ -50,7 +45,7 @@ class ResponseInput(RequestModel):
     model: str | None = Field(None, description="One of the served names; without it the first.")
     input: Input = Field(
         [],
-        description="A text of the user, or items of a conversation; needed without "
+        description="A text of the user, or items of a conversation. May be left out beside "
         "previous_response_id.",
     )
     instructions: str | None = Field(

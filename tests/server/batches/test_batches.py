@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -11,6 +12,8 @@ from scripted_server import FakeEngine
 
 from quire.config.limits import LIMITS
 from quire.pipelines.embedding_config import EmbeddingConfig
+from quire.server.batches.line_table import Line
+from quire.server.batches.schema import BatchRequest
 from quire.server.errors import EngineUnavailable, GenerationFailed, Overloaded
 
 
@@ -248,6 +251,71 @@ async def test_a_cancelled_batch_keeps_what_is_done(
     assert {row["response"] for row in left.values()} == {None}
     assert site.engine.num_live == 0, "what ran was aborted"
     assert (await client.batches.cancel(made.id)).status == "cancelled"
+
+
+@pytest.mark.parametrize("goes_on", [True, False], ids=["here", "after a restart"])
+async def test_a_batch_that_is_cancelled_before_it_began_has_no_lines(
+    open_site: Any, request_lines: Any, tokenizer: Any, goes_on: bool
+) -> None:
+    site = await open_site()
+    client = site.client()
+    file = await client.files.create(file=("a", request_lines(3)), purpose="batch")
+    wanted = BatchRequest(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+
+    def check_some(store: Any) -> str:
+        batch = store.batches.create(wanted, "", None)
+        (row,) = store.batches.unfinished()
+        store.batches.begin_checking(row.number)
+        store.lines.add(row.number, [Line(1, "request-0", 0, 10), Line(2, "request-1", 10, 10)])
+        store.batches.cancel(batch["id"], "")
+        if goes_on:
+            assert store.batches.begin(row.number, "tiny") == "cancelling"
+        return str(batch["id"])
+
+    batch_id = await site.service.store.run(check_some)
+    await site.service.runner.look()
+    batch = await site.ended(client, batch_id)
+
+    assert batch.status == "cancelled" and batch.in_progress_at is None
+    assert batch.request_counts.to_dict() == {"total": 0, "completed": 0, "failed": 0}
+    assert batch.output_file_id is batch.error_file_id is None
+    assert site.engine.streams == []
+
+
+async def test_a_batch_whose_input_is_gone_from_the_disk_fails(
+    open_site: Any, request_lines: Any, state_dir: Path
+) -> None:
+    site = await open_site()
+    client = site.client()
+    file = await client.files.create(file=("a", request_lines(3)), purpose="batch")
+    (state_dir / "files" / file.id).unlink()
+
+    made = await client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    batch = await site.ended(client, made.id)
+
+    assert batch.status == "failed"
+    assert [error.code for error in batch.errors.data] == ["file_not_found"]
+
+
+async def test_a_batch_can_be_made_and_cancelled_while_the_daemon_drains(
+    open_site: Any, request_lines: Any, submit: Any, tokenizer: Any
+) -> None:
+    site = await open_site(engine=_Stuck(tokenizer, good=0))
+    client = site.client()
+    running = await submit(client, request_lines(3))
+    while not site.engine.num_live:
+        await asyncio.sleep(0.01)
+    await site.service.runner.stop()
+
+    waiting = await submit(client, request_lines(3))
+
+    assert waiting.status == "validating"
+    assert (await client.batches.cancel(running.id)).status == "cancelling"
+    assert (await client.batches.cancel(waiting.id)).status == "cancelling"
 
 
 async def test_after_a_day_what_is_not_done_has_expired(

@@ -143,6 +143,9 @@ async def test_forms_that_are_wrong_are_refused_and_leave_nothing(
         (form(PURPOSE, ('name="file"', b"text")), 400, "file"),
         (form(PURPOSE, FILE, ('name="expires_after"', b"1")), 400, "expires_after"),
         (form(PURPOSE, FILE, ('name="expires_after[anchor]"', b"x")), 400, "expires_after"),
+        (form(('name="purpose"', b"x"), PURPOSE, FILE), 400, "purpose"),
+        (form(PURPOSE, FILE, ('name="purpose[x]"', b"1")), 400, "purpose"),
+        (form(('name="a[b]"', b"1"), ('name="a"', b"1"), PURPOSE, FILE), 400, "a"),
         (form(PURPOSE, FILE, ('name="x"', b"y" * 2000)), 400, "x"),
         (form(*[(f'name="f{index}"', b"") for index in range(20)]), 400, None),
         ({"content": b"--b\r\n", "headers": form()["headers"]}, 400, None),
@@ -179,6 +182,8 @@ async def test_a_clients_path_is_not_a_path_of_ours(site: Any, state_dir: Path) 
     assert blob.name == reply.json()["id"]
     long = form(PURPOSE, (f'name="file"; filename="{"a" * 300}"', b"x"))
     assert (await site.http().post("/v1/files", **long)).json()["filename"] == "a" * 255
+    folder = form(PURPOSE, ('name="file"; filename="a/.."', b"x"))
+    assert (await site.http().post("/v1/files", **folder)).json()["filename"] == "upload"
 
 
 async def test_a_file_that_is_too_large_is_refused_with_and_without_its_length(

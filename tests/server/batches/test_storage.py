@@ -156,6 +156,60 @@ async def test_a_database_that_breaks_while_it_is_used(
     assert reply.choices[0].text
 
 
+async def test_a_disk_that_is_full_at_the_start_is_tried_again(
+    open_site: Any, monkeypatch: pytest.MonkeyPatch, state_dir: Path
+) -> None:
+    def refuse(connection: sqlite3.Connection) -> None:
+        raise StorageFull("The disk of the state folder is full")
+
+    monkeypatch.setattr("quire.server.batches.database._prepare", refuse)
+    site = await open_site()
+    client = site.client()
+    with pytest.raises(openai.InternalServerError, match="disk of the state folder is full"):
+        await client.files.list()
+    monkeypatch.undo()
+
+    assert (await client.files.list()).data == []
+
+
+async def test_what_cannot_be_swept_is_counted_once(
+    open_site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await open_site()
+    await first.client().files.create(file=("a", b"x" * 1000), purpose="batch")
+    taken = first.service.store.folder.quota.taken
+    await first.close()
+
+    def refuse(folder: StateFolder, known: set[str]) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(StateFolder, "sweep", refuse)
+    site = await open_site()
+    for _ in range(2):
+        with pytest.raises(openai.InternalServerError, match="cannot be read or written"):
+            await site.client().files.list()
+    monkeypatch.undo()
+
+    assert len((await site.client().files.list()).data) == 1
+    assert site.service.store.folder.quota.taken == taken
+
+
+async def test_every_character_of_a_custom_id_is_given_back(
+    site: Any, request_lines: Any, submit: Any, read_lines: Any
+) -> None:
+    client, custom_id = site.client(), "a\0ü" + "b" * 400
+    made = await submit(client, request_lines(**{custom_id: {}}))
+    batch = await site.ended(client, made.id)
+
+    assert list(await read_lines(client, batch.output_file_id)) == [custom_id]
+    counted = await site.service.store.run(
+        lambda store: sum(
+            table.count_bytes() for table in (store.files, store.lines, store.batches)
+        )
+    )
+    assert site.service.store.folder.quota.taken == counted
+
+
 def test_a_newer_database_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "quire.sqlite"
     open_database(path).close()

@@ -332,7 +332,7 @@ def test_limits_and_given_values_are_in_the_message(live: Any, http: httpx2.Clie
     assert message(prompt=[999]) == (
         f"'prompt': token ids must be between 0 and {live.tokenizer.vocab_size - 1}, not 999"
     )
-    assert message(tools=[], suffix="x").startswith("'suffix' is not supported: ")
+    assert message(prompt="a", suffix="x").startswith("'suffix' is not supported: ")
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,16 @@ ELSEWHERE = {
     "embedding_values": "needs a model that makes embeddings (test_embeddings.py)",
     "compiled_grammar_bytes": "test_structured.py (e2e), test_grammars.py",
     "grammar_seconds": "test_grammars.py",
+    **dict.fromkeys(
+        ("batch_lines", "batch_errors", "unfinished_batches", "custom_id_chars", "metadata_pairs")
+        + ("metadata_key_chars", "metadata_value_chars", "min_expiry_seconds"),
+        "batches/test_batches.py",
+    ),
+    **dict.fromkeys(
+        ("filename_chars", "form_field_bytes", "form_fields", "max_expiry_seconds")
+        + ("min_upload_bytes_per_second",),
+        "batches/test_files.py",
+    ),
     "request_id_chars": "a label: a longer one is replaced (test_app.py)",
     "header_bytes": "431 (test_http_protocol.py)",
     "headers": "431 (test_http_protocol.py)",
@@ -158,6 +168,7 @@ def test_the_document_tells_every_limit(live: Any, http: httpx2.Client) -> None:
     limits = document["info"]["x-limits"]
     assert limits == {
         "max_request_bytes": live.app.state.settings.max_request_bytes,
+        "max_file_size": live.app.state.settings.max_file_size,
         **dataclasses.asdict(LIMITS),
     }
 

@@ -57,7 +57,7 @@ def test_a_reader_that_stalls_is_bounded_and_cut_and_disturbs_nobody(
     unsent: list[int] = []
 
     with stalled(live):
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not live.engine.streams or protocols[0].flow.write_paused is False:
             assert time.monotonic() < deadline, "it never stalled"
             time.sleep(0.01)
@@ -74,7 +74,7 @@ def test_a_reader_that_stalls_is_bounded_and_cut_and_disturbs_nobody(
             unsent.append(protocols[0].transport.get_write_buffer_size())
             time.sleep(0.01)
 
-    assert took < 10 * READER_SECONDS
+    assert took < 30
     assert all(reply.text.endswith("data: [DONE]\n\n") for reply in others)
     assert max(unsent) <= LIMITS.unsent_bytes + ONE_WRITE_BYTES
     many = live.engine.streams[:64]

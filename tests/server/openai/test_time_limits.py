@@ -61,14 +61,14 @@ def test_a_grammar_is_not_compiled_for_longer_than_the_limit(
     live: Any, http: httpx2.Client
 ) -> None:
     live.app.state.grammars = slow = _SlowGrammars()
-    body = {**CHAT, "timeout": 0.05, "response_format": {"type": "json_object"}}
+    body = {**CHAT, "timeout": 0.5, "response_format": {"type": "json_object"}}
 
     reply = http.post("/v1/chat/completions", json=body)
     live.app.state.grammars = None
 
     assert (reply.status_code, reply.json()["error"]["code"]) == (504, "deadline_exceeded")
     assert reply.headers["x-should-retry"] == "false"
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while not slow.was_cancelled:
         assert time.monotonic() < deadline
     assert live.engine.streams == []

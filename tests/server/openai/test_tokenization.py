@@ -55,6 +55,7 @@ def test_the_tokenizer_describes_itself(http: httpx2.Client) -> None:
 
     assert info["special_tokens"] == {"<|bos|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
     assert info["eos_token_ids"] == [2]
+    assert (info["bos_token"], info["eos_token"]) == ("<|bos|>", "<|im_end|>")
     assert "<|im_start|>" in info["chat_template"]
 
 

@@ -1,5 +1,6 @@
 """Names that nobody knows: told, refused in strict mode, and always refused as constraints."""
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +8,7 @@ import httpx2
 import pytest
 
 from quire.config.settings import ServeSettings
+from quire.server.openai.conversation import TextPart
 
 HARMLESS_NAMES = ["verbosity", "moderation", "odd", "temprature", "provider", "x_trace", "seeds"]
 # name -> what the answer says
@@ -132,3 +134,37 @@ def test_an_endless_list_of_names_is_not_compared(live: Any, http: httpx2.Client
 
     assert reply.status_code == 400
     assert reply.elapsed.total_seconds() < 5
+
+
+def test_the_fields_of_a_large_body_are_walked_once_and_off_the_loop(
+    live: Any, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walks: list[bool] = []
+    walk = TextPart.unknown_fields
+
+    def noted(part: TextPart, path: str) -> Iterator[str]:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            walks.append(True)
+        else:
+            walks.append(False)
+        return walk(part, path)
+
+    monkeypatch.setattr(TextPart, "unknown_fields", noted)
+    part = {"type": "text", "text": "a", "mood": "x" * 20_000}
+    body = {"messages": [{"role": "user", "content": [part] * 4}]}
+    reply = http.post("/tokenize", json=body)
+
+    assert reply.headers["x-quire-warning"].count("mood") == 4
+    assert walks == [True] * 4
+
+
+def test_the_name_that_was_meant_is_one_of_this_route(live: Any, http: httpx2.Client) -> None:
+    message = {"role": "user", "content": "a"}
+    for route, body, name in (
+        ("responses", {"input": "a"}, "max_output_tokens"),
+        ("chat/completions", {"messages": [message]}, "max_tokens"),
+    ):
+        reply = http.post(f"/v1/{route}", json={**body, "max_out_tokens": 5})
+        assert f"did you mean '{name}'?" in reply.json()["error"]["message"]
