@@ -25,11 +25,12 @@ COPY constraints-cpu.txt /
 COPY --from=wheel /wheels /wheels
 RUN python -m venv /opt/quire \
     && /opt/quire/bin/pip install --no-cache-dir --constraint /constraints-cpu.txt \
-        --extra-index-url "$TORCH_INDEX" /wheels/*.whl
+        --extra-index-url "$TORCH_INDEX" "$(echo /wheels/*.whl)[otel]"
 
 FROM base AS cuda-environment
 COPY --from=wheel /wheels /wheels
-RUN python -m venv /opt/quire && /opt/quire/bin/pip install --no-cache-dir /wheels/*.whl
+RUN python -m venv /opt/quire \
+    && /opt/quire/bin/pip install --no-cache-dir "$(echo /wheels/*.whl)[otel]"
 
 FROM base AS runtime
 # A fixed number, so that volumes can be given to it.
