@@ -22,12 +22,12 @@ NATIVE = Extension(
         "-ffp-contract=off",
         # The same memory holds float32, or pairs of bfloat16.
         "-fno-strict-aliasing",
-        # Not -lgomp: the OpenMP functions are those of the library that torch has loaded.
-        "-fopenmp",
+        "-pthread",
         "-fvisibility=hidden",
         # GCC 12 reports its own AVX-512 header.
         "-Wno-maybe-uninitialized",
     ],
+    extra_link_args=["-pthread"],
     # Without a compiler Quire installs all the same, and computes with torch.
     optional=True,
 )

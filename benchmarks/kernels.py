@@ -24,7 +24,8 @@ from typing import Any
 import torch
 
 from quire.kernels.cases import Case, Operation, every_operation
-from quire.kernels.linear import prepare_linear
+from quire.kernels.linear import Apply, prepare_linear
+from quire.kernels.linear.cpu import prepacked
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,9 +42,14 @@ def ways(operation: Operation, inputs: dict[str, Any]) -> Iterator[tuple[str, Ru
     if operation.name != "linear":
         yield operation.name, partial(operation.function(), **inputs)
         return
-    for label, exact in (("linear", True), ("linear, not exact", False)):
-        prepared = prepare_linear(inputs["weight_NK"], inputs["bias_N"], exact=exact)
-        yield label, partial(prepared, inputs["x_TK"])
+    weights = inputs["weight_NK"], inputs["bias_N"]
+    yield "linear", partial(prepare_linear(*weights), inputs["x_TK"])
+    run: Apply
+    if inputs["x_TK"].is_cuda:
+        other, run = "linear, not exact", prepare_linear(*weights, exact=False)
+    else:
+        other, run = "linear by oneDNN, not exact", prepacked(*weights)
+    yield other, partial(run, inputs["x_TK"])
 
 
 def cloned(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -22,22 +22,39 @@ def check_tensor(
     In `shape` a number must be met and a letter stands for any size. `device` is that of the
     first tensor of the op: mixed devices are refused.
     """
-    allowed = (dtypes,) if isinstance(dtypes, torch.dtype) else tuple(dtypes)
-    described = f"[{', '.join(map(str, shape))}]"
-    fits = tensor.ndim == len(shape) and all(
-        isinstance(wanted, str) or wanted == size
-        for wanted, size in zip(shape, tensor.shape, strict=True)
-    )
+    given = tensor.shape
+    fits = len(given) == len(shape)
+    if fits:
+        # No generator: this runs some hundred times in a step.
+        for wanted, size in zip(shape, given, strict=True):
+            if wanted != size and not isinstance(wanted, str):
+                fits = False
     if not fits:
-        raise ValueError(f"{name} must be {described}, got {list(tensor.shape)}")
-    if tensor.dtype not in allowed:
+        raise ValueError(f"{name} must be [{', '.join(map(str, shape))}], got {list(given)}")
+    dtype = tensor.dtype
+    if dtype is not dtypes and (isinstance(dtypes, torch.dtype) or dtype not in dtypes):
+        allowed = (dtypes,) if isinstance(dtypes, torch.dtype) else dtypes
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
-        given = str(tensor.dtype).removeprefix("torch.")
-        raise ValueError(f"{name} must be of {names}, got {given}")
+        raise ValueError(f"{name} must be of {names}, got {str(dtype).removeprefix('torch.')}")
     if device is not None and tensor.device != device:
         raise ValueError(f"{name} must be on {device}, got {tensor.device}")
     if contiguous and not tensor.is_contiguous():
         raise ValueError(f"{name} must be contiguous, got strides {list(tensor.stride())}")
+
+
+def are_alike(first: torch.Tensor, *others: torch.Tensor) -> bool:
+    """Whether all are contiguous, of one dtype and on one device.
+
+    What an op that runs some dozen times in a step may ask before `check_tensor`, which has what
+    a message needs and takes longer.
+    """
+    if not first.is_contiguous():
+        return False
+    dtype, device = first.dtype, first.device
+    for other in others:
+        if other.dtype is not dtype or other.device != device or not other.is_contiguous():
+            return False
+    return True
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:

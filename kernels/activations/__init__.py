@@ -34,7 +34,7 @@ def activation(x_TF: torch.Tensor, kind: str) -> torch.Tensor:
     if x_TF.is_cuda:
         from quire.kernels.activations.kernel import activation_triton as run
     else:
-        from quire.kernels.activations.reference import activation_reference as run
+        from quire.kernels.activations.cpu import activation_cpu as run
     return run(x_TF, kind)
 
 
@@ -63,7 +63,7 @@ def gated_activation(gate_up_T2F: torch.Tensor, kind: str) -> torch.Tensor:
     if gate_up_T2F.is_cuda:
         from quire.kernels.activations.kernel import gated_activation_triton as run
     else:
-        from quire.kernels.activations.reference import gated_activation_reference as run
+        from quire.kernels.activations.cpu import gated_activation_cpu as run
     return run(gate_up_T2F, kind)
 
 
@@ -101,7 +101,7 @@ def gated_activation_quantized(
     if gate_up_T2F.is_cuda:
         from quire.kernels.activations.kernel import gated_activation_quantized_triton as run
     else:
-        from quire.kernels.activations.reference import gated_activation_quantized_reference as run
+        from quire.kernels.activations.cpu import gated_activation_quantized_cpu as run
     return run(gate_up_T2F, kind, scale)
 
 

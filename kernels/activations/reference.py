@@ -1,4 +1,4 @@
-"""Activations in plain torch: the definition of correct, and the CPU path."""
+"""Activations in plain torch: the definition of correct."""
 
 from collections.abc import Callable, Sequence
 
@@ -26,7 +26,13 @@ def gated_activation_quantized_reference(
     gate_up_T2F: torch.Tensor, kind: str, scale: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `gated_activation_quantized`."""
-    activated = gated_activation_reference(gate_up_T2F, kind)
+    return quantized(gated_activation_reference(gate_up_T2F, kind), scale)
+
+
+def quantized(
+    activated: torch.Tensor, scale: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Activations as fp8 and their scales: one per row, or the given one."""
     if scale is None:
         return quantize_dynamic_scaled_float8_reference(activated)
     return quantize_static_scaled_float8_reference(activated, scale), scale

@@ -1,4 +1,4 @@
-"""Embeddings in plain torch: the definition of correct, and the CPU path."""
+"""Embeddings in plain torch: the definition of correct."""
 
 import torch
 

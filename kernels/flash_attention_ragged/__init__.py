@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from quire.kernels.checks import check_tensor
+from quire.kernels.checks import are_alike, check_tensor
+from quire.kernels.flash_attention_ragged.cpu import flash_attention_ragged_cpu
 from quire.kernels.ragged_batch import RaggedBatch
 from quire.kernels.torch_op import torch_op
 
@@ -101,8 +102,6 @@ def flash_attention_ragged(
 
         options["decode_plan"] = decode_plan
         return flash_attention_ragged_triton(q_THD, k_cache, v_cache, batch, **options)
-    from quire.kernels.flash_attention_ragged.cpu import flash_attention_ragged_cpu
-
     return flash_attention_ragged_cpu(q_THD, k_cache, v_cache, batch, **options)
 
 
@@ -137,9 +136,10 @@ def _check_tensors(
             f"k_cache and v_cache must both be [pages, heads, page_size, {head_dim}], "
             f"got {list(k_cache.shape)} and {list(v_cache.shape)}"
         )
-    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        shape = ("pages", "heads", "page_size", head_dim)
-        check_tensor(name, cache, shape, k_cache.dtype, device=q_THD.device)
+    if not are_alike(q_THD, k_cache, v_cache):
+        for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+            shape = ("pages", "heads", "page_size", head_dim)
+            check_tensor(name, cache, shape, k_cache.dtype, device=q_THD.device)
     if head_dim % 8 or not 8 <= head_dim <= MAX_HEAD_DIM:
         raise ValueError(f"head_dim must be a multiple of 8 up to {MAX_HEAD_DIM}, got {head_dim}")
     _, kv_heads, page_size, _ = k_cache.shape

@@ -2,6 +2,7 @@
 
 import torch
 
+from quire.kernels.flash_attention_ragged.cpu_native import flash_attention_ragged_native
 from quire.kernels.native import library
 from quire.kernels.ragged_batch import RaggedBatch
 
@@ -39,8 +40,6 @@ def flash_attention_ragged_cpu(
             k_scale=k_scale,
             v_scale=v_scale,
         )
-    from quire.kernels.flash_attention_ragged.cpu_native import flash_attention_ragged_native
-
     return flash_attention_ragged_native(
         q_THD,
         k_cache,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from quire.kernels.checks import FLOATS, check_tensor
+from quire.kernels.fused_qk_ragged_rope.cpu import fused_qk_ragged_rope_cpu
 from quire.kernels.ragged_batch import RaggedBatch
 from quire.kernels.split_qkv_ragged.cache_checks import check_caches
 from quire.kernels.torch_op import torch_op
@@ -80,13 +81,11 @@ def fused_qk_ragged_rope(
 
 
 def _path(is_cuda: bool) -> Callable[..., torch.Tensor]:
-    if is_cuda:
-        from quire.kernels.fused_qk_ragged_rope.kernel import fused_qk_ragged_rope_triton as run
-    else:
-        from quire.kernels.fused_qk_ragged_rope.reference import (
-            fused_qk_ragged_rope_reference as run,
-        )
-    return run
+    if not is_cuda:
+        return fused_qk_ragged_rope_cpu
+    from quire.kernels.fused_qk_ragged_rope.kernel import fused_qk_ragged_rope_triton
+
+    return fused_qk_ragged_rope_triton
 
 
 def _check_widths(

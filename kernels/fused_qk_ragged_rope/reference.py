@@ -1,4 +1,4 @@
-"""Head norm, rotation and cache write in plain torch: the definition of correct, and the CPU path.
+"""Head norm, rotation and cache write in plain torch: the definition of correct.
 
 Exact per row by its choice of operations: each is elementwise with one correctly rounded result
 (no fused multiply-add, no `rsqrt`, whose vector body and scalar tail round differently), or a

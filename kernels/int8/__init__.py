@@ -64,7 +64,8 @@ def matmul_int8(
 
     x is not quantized; sums are in fp32. On CUDA weights are dequantized in registers and a row's
     bits do not depend on the other rows. On a CPU every call dequantizes the whole weight first:
-    to serve there, dequantize once at load and use `quire.kernels.linear.prepare_linear`.
+    to serve there, use `quire.kernels.linear.cpu_native.NativeLinear`, or without the compiled library
+    dequantize once at load and use `quire.kernels.linear.prepare_linear`.
 
     Args:
         x_TK: [T, K], bfloat16, float16 or float32, contiguous.

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from quire.kernels.checks import FLOATS, check_tensor
+from quire.kernels.layer_norm.cpu import layer_norm_cpu
 from quire.kernels.torch_op import torch_op
 
 
@@ -46,8 +47,8 @@ def layer_norm(
         check_tensor("bias_C", bias_C, (columns,), x_TC.dtype, device=x_TC.device)
     if residual_TC is not None:
         check_tensor("residual_TC", residual_TC, (tokens, columns), x_TC.dtype, device=x_TC.device)
-    if x_TC.is_cuda:
-        from quire.kernels.layer_norm.kernel import layer_norm_triton as run
-    else:
-        from quire.kernels.layer_norm.reference import layer_norm_reference as run
-    return run(x_TC, weight_C, bias_C, epsilon, residual_TC)
+    if not x_TC.is_cuda:
+        return layer_norm_cpu(x_TC, weight_C, bias_C, epsilon, residual_TC)
+    from quire.kernels.layer_norm.kernel import layer_norm_triton
+
+    return layer_norm_triton(x_TC, weight_C, bias_C, epsilon, residual_TC)

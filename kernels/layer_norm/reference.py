@@ -1,4 +1,4 @@
-"""Layer norm in plain torch: the definition of correct, and the CPU path."""
+"""Layer norm in plain torch: the definition of correct."""
 
 import torch
 

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 import torch
 
 from quire.kernels.checks import FLOATS, check_tensor
+from quire.kernels.linear.cpu import in_row_counts, prepacked
+from quire.kernels.linear.cpu_native import NativeLinear
 from quire.kernels.linear.dispatch import capability_of, library_for
 from quire.kernels.linear.reference import linear_reference
 from quire.kernels.linear.tile_plan import TilePlans
+from quire.kernels.native import library
 from quire.kernels.torch_op import torch_op
 
 Apply = Callable[[torch.Tensor], torch.Tensor]
@@ -70,8 +73,8 @@ def _applied_on_cuda(weight_NK: torch.Tensor, bias_N: torch.Tensor | None, *, ex
 class PreparedLinear:
     """y = x W^T + b with the weights laid out for their device.
 
-    `row_counts` are the numbers of rows that a GEMM is run with on a CPU in exact mode, others
-    are cut and padded to them; empty where the kernel itself does not care.
+    `row_counts` are the numbers of rows that a GEMM is run with in exact mode on a CPU without the
+    compiled library, others are cut and padded to them; empty where the kernel itself does not care.
     """
 
     in_features: int
@@ -104,13 +107,14 @@ def prepare_linear(
     """Lay out the weights for their device; the original may be freed afterwards (CPU).
 
     Exact: the bits of a row are the same for every number of rows and every place among them.
-    On CUDA that is a Triton kernel of one order over K; on a CPU, GEMMs of probed row counts (see
-    `tile_plan`), for the number of threads at the time of this call.
+    On CUDA and on a CPU with the compiled library that is a kernel of one order over K; else GEMMs
+    of probed row counts (see `tile_plan`), for the number of threads at the time of this call.
 
     Args:
         weight_NK: [N, K], bfloat16 or float32, on CUDA also float16.
         bias_N: [N] in the dtype of the weight, or None.
-        exact: False lets the fastest library choose its kernel by the number of rows.
+        exact: False lets the fastest library choose its kernel by the number of rows (CUDA, or a
+            CPU without the compiled library, whose exact kernel is the fastest).
         plans: probe results; layers prepared with the same object probe each shape once.
 
     Raises:
@@ -134,10 +138,10 @@ def prepare_linear(
     row_counts: tuple[int, ...] = ()
     if weight_NK.is_cuda:
         bias_N = None if bias_N is None else bias_N.contiguous()
-        apply = _applied_on_cuda(weight_NK.contiguous(), bias_N, exact=exact)
+        apply: Apply = _applied_on_cuda(weight_NK.contiguous(), bias_N, exact=exact)
+    elif (native := library()) is not None:
+        apply = NativeLinear(weight_NK, bias_N, native=native)
     else:
-        from quire.kernels.linear.cpu import in_row_counts, prepacked
-
         apply = prepacked(weight_NK, bias_N)
         if exact:
             row_counts = (plans or TilePlans()).row_counts(weight_NK, bias_N is not None)

@@ -1,34 +1,38 @@
 """C++ kernels for the CPU, built when Quire is installed; without them Quire computes with torch.
 
-The library has a plain C interface and runs on the threads of torch's OpenMP pool. One file holds
-a variant of each kernel per instruction set, and the machine's best one is used.
+The library has a plain C interface and threads of its own (threads.h), which all its kernels share.
+One file holds a variant of each kernel per instruction set, and the machine's best one is used.
+No torch.
 """
 
 import ctypes
+from collections.abc import Callable
 from contextlib import suppress
 from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
-
-# Loads the OpenMP library whose functions the library below takes from the process.
-import torch  # noqa: F401
+from typing import Any, cast
 
 FOLDER = Path(__file__).parent
-INTERFACE = 1
-"""As in attention.h: a library of another one was built before this Python code."""
+INTERFACE = 2
+"""As in library.h: a library of another one was built before this Python code."""
 
 
 class InstructionSet(IntEnum):
-    """The variants of each kernel; a processor has all those below its best."""
+    """The variants of each kernel; a processor has all those below its best.
+
+    Only the linear layer has a variant for AMX.
+    """
 
     GENERIC = 0
     AVX2 = 1
     AVX512 = 2
     AVX512_BF16 = 3
+    AMX_BF16 = 4
 
 
 class Library:
-    """The functions of the compiled library, and the instruction set to call them with.
+    """The functions of the compiled library, and the instruction sets to call them with.
 
     Raises:
         OSError: this process cannot load it.
@@ -45,6 +49,29 @@ class Library:
         self.instruction_set = InstructionSet(functions.quire_best_instruction_set())
         self.attention = functions.quire_attention
         self.attention.argtypes = [ctypes.c_char_p]
+        functions.quire_linear_instruction_set.restype = ctypes.c_int64
+        self.linear_instruction_set = InstructionSet(functions.quire_linear_instruction_set())
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        self.linear_bytes = functions.quire_linear_bytes
+        self.linear_bytes.argtypes = [ctypes.c_char_p]
+        self.linear_bytes.restype = number
+        self.linear_pack = functions.quire_linear_pack
+        self.linear_pack.argtypes = [ctypes.c_char_p, pointer, number]
+        self.linear = functions.quire_linear
+        self.linear.argtypes = [ctypes.c_char_p, pointer, pointer, number, number]
+        self.norm = _taking_a_call(functions.quire_norm)
+        self.rope = _taking_a_call(functions.quire_rope)
+        self.activation = _taking_a_call(functions.quire_activation)
+        self.embedding = _taking_a_call(functions.quire_embedding)
+        self.bitmask = _taking_a_call(functions.quire_bitmask)
+        self.sampling = _taking_a_call(functions.quire_sampling)
+        self.penalties = _taking_a_call(functions.quire_penalties)
+
+
+def _taking_a_call(function: Any) -> Callable[[bytes], int]:
+    """A function that takes a packed call, by which ctypes has one argument to convert."""
+    function.argtypes = [ctypes.c_char_p]
+    return cast(Callable[[bytes], int], function)
 
 
 @lru_cache(maxsize=1)
@@ -56,8 +83,7 @@ def library() -> Library | None:
 def load_library(folder: Path) -> Library | None:
     """The first library of a folder that loads: there may be one for each Python version."""
     for path in sorted(folder.glob("_kernels*.so")):
-        # Not ours: built for another machine or from other sources, or torch has no OpenMP with
-        # the functions that it calls.
+        # Not ours: built for another machine or from other sources.
         with suppress(OSError, AttributeError, ValueError):
             return Library(path)
     return None

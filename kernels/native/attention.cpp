@@ -4,22 +4,19 @@
 #include <atomic>
 #include <cstdlib>
 
+#include "threads.h"
+
 namespace quire {
 namespace {
 
 const Variant* variant_of(int64_t instruction_set) {
+    if (!has_instructions(instruction_set)) return nullptr;
 #ifdef QUIRE_X86_VARIANTS
-    __builtin_cpu_init();
-    bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl");
-    if (instruction_set == AVX2) return has_avx2 ? &AVX2_VARIANT : nullptr;
-    if (instruction_set == AVX512) return has_avx512 ? &AVX512_VARIANT : nullptr;
-    if (instruction_set == AVX512_BF16)
-        return has_avx512 && __builtin_cpu_supports("avx512bf16") ? &AVX512_BF16_VARIANT : nullptr;
+    if (instruction_set == AVX2) return &AVX2_VARIANT;
+    if (instruction_set == AVX512) return &AVX512_VARIANT;
+    if (instruction_set == AVX512_BF16) return &AVX512_BF16_VARIANT;
 #endif
-    return instruction_set == GENERIC ? &GENERIC_VARIANT : nullptr;
+    return &GENERIC_VARIANT;
 }
 
 int64_t tokens_of(const AttentionCall& call, int64_t context) {
@@ -139,13 +136,11 @@ void run_tiles(const AttentionCall& call, const Variant& variant, const Work& wo
 
 using namespace quire;
 
-#define EXPORT extern "C" __attribute__((visibility("default")))
-
 EXPORT int64_t quire_interface() { return INTERFACE; }
 
 EXPORT int64_t quire_best_instruction_set() {
     for (int64_t set = NUM_SETS - 1; set > GENERIC; set--)
-        if (variant_of(set) != nullptr) return set;
+        if (has_instructions(set)) return set;
     return GENERIC;
 }
 
@@ -163,14 +158,9 @@ EXPORT int quire_attention(const AttentionCall* given) {
     }
     std::atomic<int64_t> next{0}, next_merge{0};
     int threads = int(call.threads < work.size() ? call.threads : work.size());
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        run_tiles(call, *variant, work, partial, false, next);
-        if (work.is_split()) {
-#pragma omp barrier
-            run_tiles(call, *variant, work, partial, true, next_merge);
-        }
-    }
+    run_together(threads, [&] { run_tiles(call, *variant, work, partial, false, next); });
+    if (work.is_split())
+        run_together(threads, [&] { run_tiles(call, *variant, work, partial, true, next_merge); });
     std::free(partial);
     return OK;
 }

@@ -1,22 +1,15 @@
 // What the parts of the attention kernel share: the call, its pieces of work, the variants.
 #pragma once
 
-#include <cstdint>
-#include <initializer_list>
+#include "library.h"
 
 namespace quire {
-
-constexpr int64_t INTERFACE = 1;  // goes up with every change that Python's side must know
 
 constexpr int GROUP_KEYS = 16;    // keys that are packed at once; never more than a page
 constexpr int BLOCK_KEYS = 64;    // keys in one step of the online softmax
 constexpr int SPLIT_KEYS = 512;   // keys in one softmax state; states are merged in key order
 constexpr int TILE_ROWS = 64;     // rows (token, query head of one kv head) that share packed keys
 constexpr int MAX_HEAD_DIM = 256;
-
-enum DataType : int64_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT8_E4M3 = 2 };
-enum Status : int { OK = 0, BAD_BATCH = 1, NO_MEMORY = 2, BAD_CALL = 3 };
-enum InstructionSet : int64_t { GENERIC = 0, AVX2 = 1, AVX512 = 2, AVX512_BF16 = 3, NUM_SETS = 4 };
 
 // As packed by Python: 8-byte fields only, so that there is no padding to agree on.
 struct AttentionCall {
@@ -52,8 +45,7 @@ struct Variant {
 inline int64_t padded_dim(const AttentionCall& call) { return (call.head_dim + 15) / 16 * 16; }
 
 extern const Variant GENERIC_VARIANT;
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define QUIRE_X86_VARIANTS 1
+#ifdef QUIRE_X86_VARIANTS
 extern const Variant AVX2_VARIANT, AVX512_VARIANT, AVX512_BF16_VARIANT;
 #endif
 

@@ -23,6 +23,8 @@ inline __attribute__((always_inline)) float max_of(__m256 vector) {
 
 #include "vectors.h"
 
+#include "attention_steps.h"
+
 using Bf16Steps = Float32Steps;
 
 // Rows of 8 columns to columns of 8 rows.

@@ -21,6 +21,8 @@ inline __attribute__((always_inline)) float max_of(__m512 vector) {
 
 #include "vectors.h"
 
+#include "attention_steps.h"
+
 using Bf16Steps = Float32Steps;
 
 #include "transpose_avx512.h"

@@ -21,6 +21,8 @@ inline __attribute__((always_inline)) float max_of(__m512 vector) {
 
 #include "vectors.h"
 
+#include "attention_steps.h"
+
 // Dot products of pairs of bfloat16, summed in float32; the weights are rounded to bfloat16.
 struct Bf16Steps {
     using Element = Bf16;

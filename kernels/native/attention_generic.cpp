@@ -20,6 +20,8 @@ inline float max_of(Quad vector) {
 
 #include "vectors.h"
 
+#include "attention_steps.h"
+
 using Bf16Steps = Float32Steps;
 
 void transpose(const uint32_t* rows, int columns, uint32_t* to) {

@@ -110,6 +110,7 @@ INLINE uint16_t bf16_bits(Fp8 value) {
 }
 
 INLINE void convert(float& to, float from) { to = from; }
+INLINE void convert(float& to, int8_t from) { to = from; }
 INLINE void convert(float& to, Bf16 from) { to = bits_as<float>(uint32_t(from.bits) << 16); }
 INLINE void convert(float& to, Fp8 from) { to = bits_as<float>(uint32_t(bf16_bits(from)) << 16); }
 INLINE void convert(Bf16& to, Bf16 from) { to = from; }
@@ -120,18 +121,3 @@ template <class To, class From>
 INLINE void convert_row(To* to, const From* from, int count) {
     for (int i = 0; i < count; i++) convert(to[i], from[i]);
 }
-
-// Multiply-accumulate in float32; the operand is one value.
-struct Float32Steps {
-    using Element = float;
-    static constexpr int KEYS = 1;
-    INLINE Floats multiply_add(Ints a, Ints b, Floats sum) {
-        return fma(bits_as<Floats>(a), bits_as<Floats>(b), sum);
-    }
-    // Rows of values, one step each.
-    INLINE void pack_values(const float* rows, int row_stride, int dim, uint32_t* to, int stride) {
-        for (int key = 0; key < GROUP_KEYS; key++)
-            __builtin_memcpy(to + key * stride, rows + int64_t(key) * row_stride, dim * 4);
-    }
-    INLINE void store_weights(uint32_t* to, int key, Floats weights) { store(to + key, weights); }
-};

@@ -1,11 +1,13 @@
 """RMS norm with the residual addition of the layer before it, in the dtype of x or in fp8."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from quire.kernels.checks import FLOATS, check_tensor
+from quire.kernels.checks import FLOATS, are_alike, check_tensor
 from quire.kernels.float8 import FP8, check_scale
+from quire.kernels.rms_norm.cpu import rms_norm_cpu
 from quire.kernels.torch_op import torch_op
 
 
@@ -45,11 +47,7 @@ def rms_norm(
         ValueError: a shape or dtype outside the above.
     """
     _check(x_TC, weight_C, residual_TC)
-    if x_TC.is_cuda:
-        from quire.kernels.rms_norm.kernel import rms_norm_triton as run
-    else:
-        from quire.kernels.rms_norm.reference import rms_norm_reference as run
-    return run(
+    return _path(x_TC.is_cuda)(
         x_TC,
         weight_C,
         epsilon,
@@ -57,6 +55,14 @@ def rms_norm(
         weight_offset=weight_offset,
         multiply_before_cast=multiply_before_cast,
     )
+
+
+def _path(is_cuda: bool) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    if not is_cuda:
+        return rms_norm_cpu
+    from quire.kernels.rms_norm.kernel import rms_norm_triton
+
+    return rms_norm_triton
 
 
 def _fake_quantized(
@@ -100,7 +106,7 @@ def rms_norm_quantized(
     if x_TC.is_cuda:
         from quire.kernels.rms_norm.kernel import rms_norm_quantized_triton as run
     else:
-        from quire.kernels.rms_norm.reference import rms_norm_quantized_reference as run
+        from quire.kernels.rms_norm.cpu import rms_norm_quantized_cpu as run
     return run(
         x_TC,
         weight_C,
@@ -113,6 +119,14 @@ def rms_norm_quantized(
 
 
 def _check(x_TC: torch.Tensor, weight_C: torch.Tensor, residual_TC: torch.Tensor | None) -> None:
+    shape = x_TC.shape
+    if len(shape) == 2 and weight_C.shape == shape[1:] and x_TC.dtype in FLOATS:
+        if residual_TC is None:
+            is_sound = are_alike(x_TC, weight_C)
+        else:
+            is_sound = residual_TC.shape == shape and are_alike(x_TC, weight_C, residual_TC)
+        if is_sound:
+            return
     check_tensor("x_TC", x_TC, ("T", "C"), FLOATS)
     tokens, columns = x_TC.shape
     check_tensor("weight_C", weight_C, (columns,), x_TC.dtype, device=x_TC.device)

@@ -1,4 +1,4 @@
-"""RMS norm in plain torch: the definition of correct, and the CPU path."""
+"""RMS norm in plain torch: the definition of correct."""
 
 import torch
 
@@ -51,6 +51,13 @@ def rms_norm_quantized_reference(
         weight_offset=weight_offset,
         multiply_before_cast=multiply_before_cast,
     )
+    return *quantized(normed, scale), total
+
+
+def quantized(
+    normed: torch.Tensor, scale: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A norm as fp8 and its scales: one per row, or the given one."""
     if scale is None:
-        return *quantize_dynamic_scaled_float8_reference(normed), total
-    return quantize_static_scaled_float8_reference(normed, scale), scale, total
+        return quantize_dynamic_scaled_float8_reference(normed)
+    return quantize_static_scaled_float8_reference(normed, scale), scale

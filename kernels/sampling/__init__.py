@@ -56,13 +56,15 @@ def sample_tokens(logits_RV: torch.Tensor, inputs: SamplingInputs) -> torch.Tens
         raise ValueError(
             f"inputs must have {logits_RV.shape[0]} rows, got {inputs.temperature.shape[0]}"
         )
+    if not logits_RV.is_cuda:
+        from quire.kernels.sampling.cpu import sample_tokens_cpu
+
+        return sample_tokens_cpu(logits_RV, inputs)
     if not inputs.temperature.any():
         return logits_RV.argmax(-1).to(torch.int32)
-    if logits_RV.is_cuda:
-        from quire.kernels.sampling.kernel import sample_tokens_triton as run
-    else:
-        from quire.kernels.sampling.cpu import sample_tokens_cpu as run
-    return run(logits_RV, inputs)
+    from quire.kernels.sampling.kernel import sample_tokens_triton
+
+    return sample_tokens_triton(logits_RV, inputs)
 
 
 def _fake(

@@ -1,4 +1,7 @@
-"""Sampling on a CPU: sorts only rows that filter, noise only for tokens that can still win."""
+"""Sampling on a CPU: the compiled kernel where it was installed, else torch's.
+
+Torch's way sorts only rows that filter, and makes noise only for tokens that can still win.
+"""
 
 from typing import Any
 
@@ -6,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from quire.kernels.native import library
+from quire.kernels.sampling.cpu_native import sample_tokens_native
 from quire.kernels.sampling.inputs import SamplingInputs, row_parameters
 from quire.kernels.sampling.noise import NOISE_RANGE, gumbel, row_keys, token_words
 from quire.kernels.sampling.reference import cumulative_mass, filter_limit, min_p_limit
@@ -20,6 +25,21 @@ DENSE_SHARE = 8
 
 def sample_tokens_cpu(logits_RV: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
     """As `sample_tokens`."""
+    native = library()
+    if native is None or not logits_RV.is_cpu:
+        return sample_tokens_torch(logits_RV, inputs)
+    tokens = sample_tokens_native(native, logits_RV, inputs)
+    # Rows whose token rounding decides: as torch rounds, so that the ways never differ.
+    left = np.flatnonzero(tokens.numpy() < 0)
+    if left.size:
+        tokens.numpy()[left] = sample_tokens_torch(
+            logits_RV[torch.from_numpy(left)], inputs.take(left)
+        )
+    return tokens
+
+
+def sample_tokens_torch(logits_RV: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
+    """As `sample_tokens`, by torch's operations."""
     tokens = np.empty(len(logits_RV), dtype=np.int32)
     greedy = np.flatnonzero(inputs.temperature == 0.0)
     if greedy.size:

@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from quire.kernels.native import library
+from quire.kernels.sampling.cpu_native import apply_penalties_native
+
 
 @dataclass(frozen=True, slots=True)
 class PenaltyRow:
@@ -45,19 +48,34 @@ def apply_penalty_rows(logits_RV: torch.Tensor, rows: Sequence[PenaltyRow]) -> N
     Raises:
         ValueError: a token id outside the vocabulary.
     """
+    native = library() if logits_RV.is_cpu and logits_RV.is_contiguous() else None
     for penalty in rows:
         logits_V = logits_RV[penalty.row]
-        if penalty.repetition != 1.0:
-            seen = np.unique(np.concatenate((penalty.prompt, penalty.generated)))
-            tokens = _token_index(seen, logits_V)
-            old = logits_V[tokens]
-            scaled = torch.where(old > 0, old / penalty.repetition, old * penalty.repetition)
-            logits_V[tokens] = scaled
-        if penalty.frequency != 0.0 or penalty.presence != 0.0:
-            generated, counts = np.unique(penalty.generated, return_counts=True)
-            minus = torch.from_numpy(counts * penalty.frequency + penalty.presence)
-            tokens = _token_index(generated, logits_V)
-            logits_V[tokens] -= minus.to(logits_V)
+        is_done = native is not None and apply_penalties_native(
+            native,
+            logits_V,
+            penalty.prompt,
+            penalty.generated,
+            frequency=penalty.frequency,
+            presence=penalty.presence,
+            repetition=penalty.repetition,
+        )
+        if not is_done:  # or a token is wrong, which is named here
+            _apply_penalties(logits_V, penalty)
+
+
+def _apply_penalties(logits_V: torch.Tensor, penalty: PenaltyRow) -> None:
+    if penalty.repetition != 1.0:
+        seen = np.unique(np.concatenate((penalty.prompt, penalty.generated)))
+        tokens = _token_index(seen, logits_V)
+        old = logits_V[tokens]
+        scaled = torch.where(old > 0, old / penalty.repetition, old * penalty.repetition)
+        logits_V[tokens] = scaled
+    if penalty.frequency != 0.0 or penalty.presence != 0.0:
+        generated, counts = np.unique(penalty.generated, return_counts=True)
+        minus = torch.from_numpy(counts * penalty.frequency + penalty.presence)
+        tokens = _token_index(generated, logits_V)
+        logits_V[tokens] -= minus.to(logits_V)
 
 
 def mask_tokens(logits_RV: torch.Tensor, row: int, token_ids: Sequence[int]) -> None:

@@ -48,7 +48,9 @@ def filter_limit(distance_V: torch.Tensor, top_k: int, top_p: float, min_p: floa
         ascending = ascending[ascending <= limit]
     if top_p < 1.0:
         mass = cumulative_mass(ascending)
-        limit = float(ascending[(mass >= top_p * mass[-1]).nonzero()[0, 0]])
+        reached = (mass >= top_p * mass[-1:]).nonzero()
+        if len(reached):  # a row of NaN reaches nothing
+            limit = float(ascending[reached[0, 0]])
     return min(limit, min_p_limit(min_p))
 
 

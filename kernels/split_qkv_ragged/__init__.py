@@ -7,6 +7,7 @@ import torch
 from quire.kernels.checks import FLOATS, check_tensor
 from quire.kernels.ragged_batch import RaggedBatch
 from quire.kernels.split_qkv_ragged.cache_checks import check_caches
+from quire.kernels.split_qkv_ragged.cpu import split_qkv_ragged_cpu
 from quire.kernels.torch_op import torch_op
 
 
@@ -58,8 +59,9 @@ def split_qkv_ragged(
     if qkv.stride(1) != 1:
         raise ValueError(f"the columns of qkv must be contiguous, got strides {qkv.stride()}")
     batch.check_matches("qkv", qkv)
-    if qkv.is_cuda:
-        from quire.kernels.split_qkv_ragged.kernel import split_qkv_ragged_triton as run
-    else:
-        from quire.kernels.split_qkv_ragged.reference import split_qkv_ragged_reference as run
-    return run(qkv, k_cache, v_cache, batch, num_heads=num_heads, k_scale=k_scale, v_scale=v_scale)
+    options: dict[str, Any] = {"num_heads": num_heads, "k_scale": k_scale, "v_scale": v_scale}
+    if not qkv.is_cuda:
+        return split_qkv_ragged_cpu(qkv, k_cache, v_cache, batch, **options)
+    from quire.kernels.split_qkv_ragged.kernel import split_qkv_ragged_triton
+
+    return split_qkv_ragged_triton(qkv, k_cache, v_cache, batch, **options)

@@ -2,7 +2,7 @@
 
 import torch
 
-from quire.kernels.checks import check_tensor
+from quire.kernels.checks import are_alike, check_tensor
 
 FP8 = torch.float8_e4m3fn
 
@@ -37,6 +37,13 @@ def check_caches(
     v_scale: float,
 ) -> None:
     """Raise ValueError unless both caches hold rows of `dtype` and are alike."""
+    shape = k_cache.shape
+    if (
+        (v_cache.shape == shape and len(shape) == 4 and 0 not in shape[1:])
+        and (k_cache.dtype is dtype and k_cache.device == device and k_scale == v_scale == 1)
+        and are_alike(k_cache, v_cache)
+    ):
+        return
     check_cache("k_cache", k_cache, dtype, device, k_scale)
     check_tensor("v_cache", v_cache, k_cache.shape, k_cache.dtype, device=device)
     check_cache("v_cache", v_cache, dtype, device, v_scale)

@@ -1,4 +1,4 @@
-"""Split and cache write in plain torch: the definition of correct, and the CPU path."""
+"""Split and cache write in plain torch: the definition of correct."""
 
 import torch
 

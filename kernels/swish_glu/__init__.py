@@ -3,6 +3,7 @@
 import torch
 
 from quire.kernels.checks import FLOATS, check_tensor
+from quire.kernels.swish_glu.cpu import swish_glu_cpu
 from quire.kernels.torch_op import torch_op
 
 
@@ -31,8 +32,8 @@ def swish_glu(gate_up_T2F: torch.Tensor) -> torch.Tensor:
     check_tensor("gate_up_T2F", gate_up_T2F, ("T", "2F"), FLOATS)
     if gate_up_T2F.shape[1] % 2:
         raise ValueError(f"gate_up_T2F must be [T, 2F], got {list(gate_up_T2F.shape)}")
-    if gate_up_T2F.is_cuda:
-        from quire.kernels.swish_glu.kernel import swish_glu_triton as run
-    else:
-        from quire.kernels.swish_glu.reference import swish_glu_reference as run
-    return run(gate_up_T2F)
+    if not gate_up_T2F.is_cuda:
+        return swish_glu_cpu(gate_up_T2F)
+    from quire.kernels.swish_glu.kernel import swish_glu_triton
+
+    return swish_glu_triton(gate_up_T2F)

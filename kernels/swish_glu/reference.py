@@ -1,4 +1,4 @@
-"""SwiGLU activation in plain torch: the definition of correct, and the CPU path."""
+"""SwiGLU activation in plain torch: the definition of correct."""
 
 import torch
 

@@ -1,5 +1,6 @@
-// Runs the attention kernels on random shapes, with every buffer on the heap at its exact size, and
-// compares them with sums in double. Built with sanitizers by test_native.py; prints "ok".
+// Runs the compiled kernels, here attention, on random shapes, with every buffer on the heap at its
+// exact size, and compares them with sums in double. Built with sanitizers by test_native.py;
+// prints "ok".
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -12,6 +13,10 @@
 
 extern "C" int quire_attention(const quire::AttentionCall*);
 extern "C" int64_t quire_best_instruction_set();
+
+bool fuzz_linear();
+bool fuzz_threads();
+bool fuzz_rows();
 
 namespace {
 
@@ -157,6 +162,7 @@ int main() {
                     problem.call.instruction_set = set;
                     if (!problem.check()) return 1;
                 }
+    if (!fuzz_threads() || !fuzz_linear() || !fuzz_rows()) return 1;
     std::puts("ok");
     return 0;
 }

@@ -18,6 +18,19 @@ SHAPES = [(576, 192, True), (256, 704, False), (576, 1536, True), (130, 65, Fals
 """N, K and whether with bias; bfloat16 changes its order with the rows for K > 512, float32 for K >= 1536."""
 
 
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation without a compiler."""
+    monkeypatch.setattr("quire.kernels.linear.library", lambda: None)
+
+
+@pytest.fixture(params=["installed", "no_library"])
+def on_each_installation(request: pytest.FixtureRequest) -> None:
+    if request.param == "no_library":
+        request.getfixturevalue("no_library")
+
+
+@pytest.mark.usefixtures("on_each_installation")
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("case", SMALL_CASES + SERVED_CASES[2:20:5], ids=lambda case: case.name)
 def test_is_near_float64(case: Case, exact: bool) -> None:
@@ -43,6 +56,7 @@ def test_triton_is_near_float64(case: Case) -> None:
     torch.testing.assert_close(y.double(), expected, atol=case.tolerance, rtol=0)
 
 
+@pytest.mark.usefixtures("on_each_installation")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_row_has_the_same_bits_in_every_batch(
@@ -95,6 +109,7 @@ def test_row_counts_of_another_order_are_refused(monkeypatch: pytest.MonkeyPatch
     assert counts == (2, 4, 8, 16, 24, 32)
 
 
+@pytest.mark.usefixtures("no_library")
 def test_a_shape_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     probed: list[tuple[int, int]] = []
     probe = tile_plan.probe
@@ -134,6 +149,7 @@ def test_few_rows_take_one_call_and_many_the_largest_tiles() -> None:
     assert [next_row_count(rows, counts) for rows in (33, 127, 128, 500)] == [32, 32, 128, 128]
 
 
+@pytest.mark.usefixtures("on_each_installation")
 @pytest.mark.parametrize("exact", [True, False])
 def test_no_rows_give_no_rows(exact: bool) -> None:
     linear = prepare_linear(torch.ones(5, 3), exact=exact)
@@ -142,6 +158,7 @@ def test_no_rows_give_no_rows(exact: bool) -> None:
     assert linear_triton(torch.empty(0, 3), torch.ones(5, 3)).shape == (0, 5)
 
 
+@pytest.mark.usefixtures("no_library")
 def test_another_number_of_threads_is_an_error() -> None:
     before = torch.get_num_threads()
     linear = prepare_linear(torch.ones(5, 3))
@@ -164,6 +181,7 @@ def test_triton_rows_have_the_same_bits_in_every_batch(
         assert same_bits(linear_triton(x[-rows:].contiguous(), weight), full[-rows:])
 
 
+@pytest.mark.usefixtures("on_each_installation")
 def test_wrong_inputs_are_named() -> None:
     with pytest.raises(ValueError, match=r"weight must be .* got \(5, 3\) of torch.float64"):
         prepare_linear(torch.ones(5, 3, dtype=torch.float64))

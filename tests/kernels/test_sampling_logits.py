@@ -168,3 +168,28 @@ def test_rows_begin_alike_where_cuda_would_sum_them_differently(vocabulary: int)
         top_log_probabilities(torch.zeros(3, vocabulary), torch.zeros(3), [0] * 3)
 
     assert [count % 16 for count in row_bytes.found] == [0]
+
+
+@pytest.mark.parametrize("options", [(0.3, 0.0, 1.0), (0.0, 0.7, 1.3), (-0.21, 0.17, 0.6)])
+def test_penalties_are_the_same_without_the_library(
+    options: tuple[float, float, float], same_bits: SameBits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = np.random.default_rng(3)
+    rows = [
+        PenaltyRow(
+            row,
+            *options,
+            draw.integers(0, 500, row).astype(np.int32),
+            draw.integers(0, 500, 300 * row)[::3].astype(np.int32),
+        )
+        for row in range(4)
+    ]
+    before = 5 * torch.randn(4, 500, generator=torch.Generator().manual_seed(4))
+    compiled, plain = before.clone(), before.clone()
+
+    apply_penalty_rows(compiled, rows)
+    monkeypatch.setattr("quire.kernels.sampling.logits.library", lambda: None)
+    apply_penalty_rows(plain, rows)
+
+    assert same_bits(compiled, plain)
+    assert not same_bits(compiled, before)

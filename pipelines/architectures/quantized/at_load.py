@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quire.config.errors import ConfigError
+from quire.kernels.native import library
 from quire.pipelines.architectures.encodings import (
     ITEM_BYTES,
     Encoding,
@@ -27,6 +28,10 @@ class AtLoadEncoding(PackedEncoding):
     def tensors(self, out_dim: int, in_dim: int) -> dict[str, TensorSpec]:
         return Encoding(self.is_transposed).tensors(out_dim, in_dim)
 
+    def is_packed_on(self, device_type: str) -> bool:
+        """Whether such a device computes with fewer bits; else with the dequantized numbers."""
+        return device_type == "cuda"
+
     def over(self, own: Encoding) -> Encoding:
         """A layer that is stored transposed is quantized too; others keep what is their own."""
         if type(own) is Encoding and own.is_transposed:
@@ -42,8 +47,12 @@ class Int8AtLoad(AtLoadEncoding):
     def name(self) -> str:
         return "int8"
 
+    def is_packed_on(self, device_type: str) -> bool:
+        """A CPU computes with the stored bytes where the C++ kernels are installed."""
+        return device_type == "cuda" or library() is not None
+
     def device_bytes(self, out_dim: int, in_dim: int, dtype: str, device_type: str) -> int:
-        if device_type != "cuda":
+        if not self.is_packed_on(device_type):
             return out_dim * in_dim * ITEM_BYTES[dtype]
         return out_dim * (in_dim + ITEM_BYTES["float32"])
 
@@ -51,6 +60,9 @@ class Int8AtLoad(AtLoadEncoding):
 @dataclass(frozen=True, kw_only=True)
 class Float8AtLoad(Int8AtLoad):
     """fp8 with a scale per row; on a GPU activations are fp8 too, with a scale per token."""
+
+    def is_packed_on(self, device_type: str) -> bool:
+        return device_type == "cuda"
 
     @property
     def name(self) -> str:
@@ -73,7 +85,7 @@ class BlocksAtLoad(AtLoadEncoding):
         return super().tensors(out_dim, in_dim)
 
     def device_bytes(self, out_dim: int, in_dim: int, dtype: str, device_type: str) -> int:
-        if device_type != "cuda":
+        if not self.is_packed_on(device_type):
             return out_dim * in_dim * ITEM_BYTES[dtype]
         # A float16 scale and the numbers.
         return out_dim * in_dim // BLOCK * (2 + BLOCK * (4 if self.kind == "Q4_0" else 8) // 8)
@@ -124,7 +136,7 @@ def quantize_at_load(spec: ModelSpec, quantization: str, device_type: str) -> Mo
         f"quantized at load to {quantization}: {len(chosen)} linear layers of "
         f"{sum(size for _, size in chosen)} weights; embedding, norms and head are not"
     )
-    if device_type == "cpu":
+    if not encoding.is_packed_on(device_type):
         note += "; a CPU computes with the dequantized numbers and needs as much memory as before"
     spec = dataclasses.replace(spec, quant=dataclasses.replace(quant, notes=(note,)))
     try:

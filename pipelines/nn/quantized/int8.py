@@ -6,6 +6,8 @@ from typing import Self
 import torch
 
 from quire.kernels.int8 import dequantize_int8, matmul_int8
+from quire.kernels.linear.cpu_native import NativeLinear
+from quire.kernels.native import library
 from quire.pipelines.architectures.encodings import Encoding
 from quire.pipelines.nn.linear_weight import Apply, DenseWeight, PackedWeight
 
@@ -43,6 +45,14 @@ class Int8Weight(PackedWeight):
     def dense(self) -> torch.Tensor:
         return dequantize_int8(self._weight, self.weight_scale, self._dtype)
 
+    def is_packed_on(self, device: torch.device) -> bool:
+        is_native = library() is not None and self._dtype in (torch.float32, torch.bfloat16)
+        return super().is_packed_on(device) or (device.type == "cpu" and is_native)
+
     def apply_packed(self, bias_N: torch.Tensor | None, device: torch.device) -> Apply:
         weight, scale = self._weight.to(device), self.weight_scale.to(device)
+        if device.type == "cpu" and (native := library()) is not None:
+            return NativeLinear(
+                weight, bias_N, native=native, scale_N=scale.squeeze(1), dtype=self._dtype
+            )
         return lambda x_TK: matmul_int8(x_TK.contiguous(), weight, scale, bias_N)

@@ -1,0 +1,258 @@
+// Lays out the weights of a linear layer; cuts a call into tiles, and gives them to threads.
+#include "linear.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+#ifdef __linux__
+#include <setjmp.h>
+#include <signal.h>
+#include <sys/mman.h>
+#endif
+
+#include "threads.h"
+
+extern "C" {
+int64_t quire_best_instruction_set();
+int64_t quire_linear_instruction_set();
+int64_t quire_linear_bytes(const quire::LinearWeights*);
+int quire_linear_pack(const quire::LinearWeights*, const void* from, int64_t threads);
+int quire_linear(const quire::LinearWeights*, const void* x, void* y, int64_t rows,
+                          int64_t threads);
+}
+
+namespace quire {
+namespace {
+
+constexpr int64_t TILE_BYTES = 1 << 16;         // weights of a tile, at least
+constexpr int64_t SMALL_PRODUCTS = 1 << 16;     // below it a thread would take longer to wake
+constexpr int SPINS = 10000;                    // before a thread gives up its processor
+constexpr uintptr_t HUGE_PAGE_BYTES = 1 << 21;
+
+const LinearVariant* variant_of(const LinearWeights& weights) {
+    int64_t instruction_set = weights.instruction_set;
+#ifdef QUIRE_AMX_VARIANT
+    static const bool may_use_amx = has_tiles();
+    if (instruction_set == AMX_BF16 && may_use_amx) {
+        if (weights.type == BFLOAT16) return &AMX_BF16_LINEAR;
+        instruction_set = AVX512_BF16;
+    }
+#endif
+    if (!has_instructions(instruction_set)) return nullptr;
+#ifdef QUIRE_X86_VARIANTS
+    if (instruction_set == AVX2) return &AVX2_LINEAR;
+    if (instruction_set == AVX512) return &AVX512_LINEAR;
+    if (instruction_set == AVX512_BF16) return &AVX512_BF16_LINEAR;
+#endif
+    return &GENERIC_LINEAR;
+}
+
+bool is_sound(const LinearWeights& weights) {
+    bool has_type = weights.type == FLOAT32 || weights.type == BFLOAT16;
+    bool has_weights = weights.weight_type == weights.type || weights.weight_type == INT8;
+    return has_type && has_weights && weights.out_features > 0 && weights.in_features > 0;
+}
+
+// A few entries of the processor's page table instead of thousands.
+void use_huge_pages(void* start, int64_t bytes) {
+#ifdef __linux__
+    uintptr_t first = (uintptr_t(start) + HUGE_PAGE_BYTES - 1) & ~(HUGE_PAGE_BYTES - 1);
+    uintptr_t end = (uintptr_t(start) + bytes) & ~(HUGE_PAGE_BYTES - 1);
+    // Where the kernel refuses, pages stay small.
+    if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#endif
+}
+
+template <class Element>
+void pack_panel(const LinearWeights& weights, const LinearLayout& layout, const Element* from,
+                int64_t panel) {
+    const int64_t width = weights.in_features, first = panel * layout.columns;
+    const int64_t steps = layout.steps(width);
+    int places[MAX_STEP * MAX_COLUMNS];
+    for (int column = 0; column < layout.columns; column++)
+        for (int feature = 0; feature < layout.step; feature++)
+            places[column * layout.step + feature] = layout.place(feature, column);
+    Element* to = reinterpret_cast<Element*>(static_cast<char*>(weights.packed) +
+                                             panel * layout.panel_bytes(width));
+    // A few steps at a time, that what is read and what is written stay in the cache.
+    for (int64_t start = 0; start < steps; start += 16)
+        for (int column = 0; column < layout.columns; column++) {
+            const bool is_inside = first + column < weights.out_features;
+            const Element* row = from + (first + column) * width;
+            const int* place = places + column * layout.step;
+            for (int64_t step = start; step < steps && step < start + 16; step++)
+                for (int feature = 0; feature < layout.step; feature++) {
+                    const int64_t k = step * layout.step + feature;
+                    to[step * layout.step * layout.columns + place[feature]] =
+                        is_inside && k < width ? row[k] : Element(0);
+                }
+        }
+}
+
+// The tiles of a call: panels by rows, in the order in which threads take them.
+struct Work {
+    Work(const LinearWeights& weights, const LinearLayout& layout, int64_t rows, int64_t threads)
+        : rows(rows), panels(layout.panels(weights.out_features)),
+          panel_bytes(layout.panel_bytes(weights.in_features)) {
+        int64_t blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
+        together = (TILE_BYTES + panel_bytes - 1) / panel_bytes;
+        int64_t most = panels * blocks / (4 * threads);
+        if (together > most) together = most > 1 ? most : 1;
+        runs = (panels + together - 1) / together;
+        size = runs * blocks;
+    }
+
+    int64_t first_panel(int64_t number) const { return number % runs * together; }
+
+    LinearTile tile(int64_t number) const {
+        int64_t row = number / runs * BLOCK_ROWS, panel = first_panel(number);
+        return {nullptr, nullptr, row, rows - row < BLOCK_ROWS ? rows - row : BLOCK_ROWS, panel,
+                panels - panel < together ? panels - panel : together, nullptr};
+    }
+
+    int64_t rows, panels, panel_bytes, together, runs, size;
+};
+
+struct Call {
+    const LinearWeights& weights;
+    const LinearVariant& variant;
+    const LinearLayout layout;
+    const Work work;
+    const void* x;
+    void* y;
+    uint32_t* packed_x;
+    std::atomic<int64_t> next_group{0}, groups_packed{0}, next_tile{0};
+
+    // All rows of x, by the threads that are here by then: one that wakes late holds up none.
+    void pack_rows() {
+        const int64_t steps = layout.steps(weights.in_features);
+        const int64_t in_block = row_groups(BLOCK_ROWS, layout.max_rows);
+        const int64_t last = work.rows / BLOCK_ROWS * BLOCK_ROWS;
+        const int64_t groups = last / BLOCK_ROWS * in_block +
+                               row_groups(work.rows - last, layout.max_rows);
+        for (int64_t group = next_group++; group < groups; group = next_group++) {
+            int64_t block = group / in_block * BLOCK_ROWS;
+            RowGroups rows(block < last ? BLOCK_ROWS : work.rows - last, layout.max_rows);
+            int64_t first = block + rows.first(group % in_block);
+            int count = rows.count(group % in_block);
+            variant.pack_rows(weights, x, first, count, packed_x + first * steps * layout.words);
+            groups_packed++;
+        }
+        for (int spins = 0; groups_packed < groups; spins++)
+            if (spins > SPINS) std::this_thread::yield();
+    }
+
+    void run_tiles() {
+        const char* packed = static_cast<const char*>(weights.packed);
+        // A thread knows its next tile before it computes one, to fetch the weights ahead.
+        for (int64_t number = next_tile++, next; number < work.size; number = next) {
+            next = next_tile++;
+            LinearTile tile = work.tile(number);
+            tile.x = packed_x + tile.first_row * layout.steps(weights.in_features) * layout.words;
+            tile.y = y;
+            int64_t ahead = work.first_panel(next < work.size ? next : number);
+            tile.next = packed + ahead * work.panel_bytes;
+            variant.run(weights, tile);
+        }
+    }
+};
+
+// Small whole numbers, whose products and sums every variant computes without rounding.
+struct Sample {
+    static constexpr int ROWS = 37, WIDTH = 70, DEPTH = 133;
+    uint16_t x[ROWS * DEPTH], y[ROWS * WIDTH];
+    uint32_t packed[(WIDTH + MAX_COLUMNS) * (DEPTH + MAX_STEP)];
+
+    bool run(int64_t instruction_set) {
+        uint16_t from[WIDTH * DEPTH];
+        for (int i = 0; i < ROWS * DEPTH; i++) x[i] = whole(i * 7 % 17);
+        for (int i = 0; i < WIDTH * DEPTH; i++) from[i] = whole(i * 5 % 13);
+        LinearWeights weights{packed,   nullptr,  nullptr, WIDTH, DEPTH,
+                              BFLOAT16, BFLOAT16, instruction_set};
+        return quire_linear_bytes(&weights) > 0 && quire_linear_pack(&weights, from, 1) == OK &&
+               quire_linear(&weights, x, y, ROWS, 1) == OK;
+    }
+
+    static uint16_t whole(int number) {
+        float value = float(number - 6);
+        uint32_t bits;
+        std::memcpy(&bits, &value, 4);
+        return uint16_t(bits >> 16);
+    }
+};
+
+#ifdef QUIRE_AMX_VARIANT
+sigjmp_buf after_fault;
+
+// Whether tiles compute as they should here. Virtual machines exist on which they do not.
+bool are_tiles_right() {
+    static Sample sample, expected;
+    struct sigaction escape {}, old_illegal, old_fault;
+    escape.sa_handler = [](int) { siglongjmp(after_fault, 1); };
+    sigaction(SIGILL, &escape, &old_illegal);
+    sigaction(SIGSEGV, &escape, &old_fault);
+    bool is_right = sigsetjmp(after_fault, 1) == 0 && sample.run(AMX_BF16);
+    sigaction(SIGILL, &old_illegal, nullptr);
+    sigaction(SIGSEGV, &old_fault, nullptr);
+    return is_right && expected.run(AVX512_BF16) &&
+           std::memcmp(sample.y, expected.y, sizeof(sample.y)) == 0;
+}
+#else
+bool are_tiles_right() { return false; }
+#endif
+
+}  // namespace
+}  // namespace quire
+
+using namespace quire;
+
+EXPORT int64_t quire_linear_instruction_set() {
+    static const bool has_amx = are_tiles_right();
+    return has_amx ? int64_t(AMX_BF16) : quire_best_instruction_set();
+}
+
+EXPORT int64_t quire_linear_bytes(const LinearWeights* weights) {
+    const LinearVariant* variant = variant_of(*weights);
+    if (variant == nullptr || !is_sound(*weights)) return 0;
+    LinearLayout layout = variant->layout(*weights);
+    return layout.panels(weights->out_features) * layout.panel_bytes(weights->in_features);
+}
+
+EXPORT int quire_linear_pack(const LinearWeights* weights, const void* from, int64_t threads) {
+    const LinearVariant* variant = variant_of(*weights);
+    if (variant == nullptr || !is_sound(*weights)) return BAD_CALL;
+    LinearLayout layout = variant->layout(*weights);
+    int64_t panels = layout.panels(weights->out_features);
+    use_huge_pages(weights->packed, panels * layout.panel_bytes(weights->in_features));
+    run_pieces(threads, panels, [&](int64_t panel) {
+        if (layout.element_size == 4)
+            pack_panel(*weights, layout, static_cast<const uint32_t*>(from), panel);
+        else if (layout.element_size == 2)
+            pack_panel(*weights, layout, static_cast<const uint16_t*>(from), panel);
+        else
+            pack_panel(*weights, layout, static_cast<const uint8_t*>(from), panel);
+    });
+    return OK;
+}
+
+EXPORT int quire_linear(const LinearWeights* given, const void* x, void* y, int64_t rows,
+                        int64_t threads) {
+    const LinearWeights& weights = *given;
+    const LinearVariant* variant = variant_of(weights);
+    if (variant == nullptr || !is_sound(weights) || rows < 0 || threads < 1) return BAD_CALL;
+    if (rows == 0) return OK;
+    LinearLayout layout = variant->layout(weights);
+    size_t words = size_t(rows) * layout.steps(weights.in_features) * layout.words;
+    uint32_t* packed_x = static_cast<uint32_t*>(std::malloc(words * sizeof(uint32_t)));
+    if (packed_x == nullptr) return NO_MEMORY;
+    if (rows * weights.out_features * weights.in_features < SMALL_PRODUCTS) threads = 1;
+    Call call{weights, *variant, layout, Work(weights, layout, rows, threads), x, y, packed_x};
+    if (threads > call.work.size) threads = call.work.size;
+    run_together(threads, [&call] {
+        call.pack_rows();
+        call.run_tiles();
+    });
+    std::free(packed_x);
+    return OK;
+}

@@ -1,0 +1,85 @@
+// What the parts of the linear layer share: its weights, the pieces of a call, the variants.
+//
+// Weights lie in panels of neighbouring columns (output features), a panel one stretch of memory
+// from the first input feature to the last. An element of y is one sum over the input features in
+// their order, whatever computes it: a row's bits depend on neither the other rows nor the threads.
+#pragma once
+
+#include "library.h"
+
+namespace quire {
+
+constexpr int64_t AMX_BF16 = NUM_SETS;  // an instruction set that only the linear layer knows
+
+constexpr int CHUNK_STEPS = 128;  // steps over K between which sums rest in memory
+constexpr int BLOCK_ROWS = 192;   // rows that share a read of the weights
+constexpr int MAX_COLUMNS = 32;   // of a panel, in every variant
+constexpr int MAX_STEP = 32;      // input features of a step, in every variant
+
+// As packed by Python: 8-byte fields only, so that there is no padding to agree on.
+struct LinearWeights {
+    void* packed;
+    const void* bias;     // [out_features] of `type`, or null
+    const float* scales;  // [out_features], of int8 weights
+    int64_t out_features, in_features;
+    int64_t type;         // of x, y and bias: FLOAT32 or BFLOAT16
+    int64_t weight_type;  // `type`, or INT8
+    int64_t instruction_set;
+};
+
+// How a variant computes with weights.
+struct LinearLayout {
+    int columns;       // of a panel
+    int max_rows;      // that it multiplies together
+    int step;          // input features of one step
+    int element_size;  // in bytes, as stored
+    int words;         // of 32 bits, that a step of a row of x takes
+    int (*place)(int feature, int column);  // of an element among those of its step
+
+    int64_t steps(int64_t in_features) const { return (in_features + step - 1) / step; }
+    int64_t panel_bytes(int64_t in_features) const {
+        return steps(in_features) * step * columns * element_size;
+    }
+    int64_t panels(int64_t out_features) const { return (out_features + columns - 1) / columns; }
+};
+
+// Panels times the rows of a block; x as `pack_rows` has laid out its groups of rows (`RowGroups`).
+struct LinearTile {
+    const uint32_t* x;  // of `first_row`
+    void* y;            // [rows, out_features]
+    int64_t first_row, rows;
+    int64_t first_panel, panels;
+    const char* next;   // weights to fetch ahead, when those of the tile are
+};
+
+struct LinearVariant {
+    LinearLayout (*layout)(const LinearWeights&);
+    // Rows first .. first + rows of x [.., in_features] in the order in which `run` reads them.
+    void (*pack_rows)(const LinearWeights&, const void* x, int64_t first, int rows, uint32_t* to);
+    void (*run)(const LinearWeights&, const LinearTile&);
+};
+
+// A block's rows in groups that are multiplied together: equal shares of at most `most` rows.
+inline int64_t row_groups(int64_t rows, int most) { return (rows + most - 1) / most; }
+
+struct RowGroups {
+    int64_t rows, groups;
+
+    RowGroups(int64_t rows, int most) : rows(rows), groups(row_groups(rows, most)) {}
+    int64_t first(int64_t group) const { return rows * group / groups; }
+    int count(int64_t group) const { return int(first(group + 1) - first(group)); }
+};
+
+extern const LinearVariant GENERIC_LINEAR;
+#ifdef QUIRE_X86_VARIANTS
+extern const LinearVariant AVX2_LINEAR, AVX512_LINEAR, AVX512_BF16_LINEAR;
+#if __GNUC__ >= 11 && defined(__linux__)
+#define QUIRE_AMX_VARIANT 1
+extern const LinearVariant AMX_BF16_LINEAR;
+
+// Whether this processor has tiles of bfloat16, and the kernel lets this process use them.
+bool has_tiles();
+#endif
+#endif
+
+}  // namespace quire

@@ -1,0 +1,163 @@
+// The variant for processors with tiles of bfloat16 (AMX).
+//
+// A tile of sums takes the products of a step of 32 input features, in pairs and in their order,
+// for each of its rows alike: how many rows it has changes none of them.
+#include "linear.h"
+
+#ifdef QUIRE_AMX_VARIANT
+#include <immintrin.h>
+#ifdef QUIRE_TILES  // a model of the tiles in software, for tests
+#include QUIRE_TILES
+#else
+#include "amx_tiles.h"
+#endif
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16")
+
+namespace quire {
+namespace {
+
+#define LANES 16
+constexpr int TILE_ROWS = 16, MAX_ROWS = 2 * TILE_ROWS, VECTORS = 2, COLUMNS = VECTORS * LANES;
+
+inline __attribute__((always_inline)) __m512 fma(__m512 a, __m512 b, __m512 c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+
+#include "vectors.h"
+
+#include "pairs_avx512.h"
+
+#include "linear_finish.h"
+
+constexpr int FEATURES = 32, PAIRS = FEATURES / 2;  // of a step
+constexpr int STEP_WORDS = PAIRS * COLUMNS;         // of the weights
+constexpr int READY_STEPS = 16;                     // that int8 are made ready for at a time
+
+// Tiles 0 to 3: sums, by rows and then columns. 4, 5: rows of x. 6, 7: columns of weights.
+struct Shapes {
+    TileConfig config{};
+    int rows = 0;
+
+    void set(int count) {
+        if (count == rows) return;
+        rows = count;
+        const int high = count < TILE_ROWS ? count : TILE_ROWS;
+        const int by_tile[8] = {high, high, count - high, count - high,
+                                high, count - high, PAIRS, PAIRS};
+        config.palette = 1;
+        for (int tile = 0; tile < 8; tile++) {
+            config.rows[tile] = uint8_t(by_tile[tile]);
+            config.bytes[tile] = by_tile[tile] ? 64 : 0;
+        }
+        load_config(config);
+    }
+};
+
+// sums[rows][COLUMNS] += x[rows][steps] * weights[steps][PAIRS][COLUMNS]; `stride` of x in words
+template <bool IS_HIGH>
+static void multiply(const uint32_t* x, int64_t stride, const uint32_t* weights, float* sums,
+                     int64_t steps) {
+    constexpr int WIDE = COLUMNS * 4;
+    float* lower = sums + TILE_ROWS * COLUMNS;
+    load_tile<0>(sums, WIDE), load_tile<1>(sums + LANES, WIDE);
+    if (IS_HIGH) load_tile<2>(lower, WIDE), load_tile<3>(lower + LANES, WIDE);
+    for (int64_t step = 0; step < steps; step++) {
+        load_tile<6>(weights, WIDE), load_tile<7>(weights + LANES, WIDE);
+        load_tile<4>(x, stride * 4);
+        multiply_tiles<0, 4, 6>(), multiply_tiles<1, 4, 7>();
+        if (IS_HIGH) {
+            load_tile<5>(x + TILE_ROWS * stride, stride * 4);
+            multiply_tiles<2, 5, 6>(), multiply_tiles<3, 5, 7>();
+        }
+        x += PAIRS;
+        weights += STEP_WORDS;
+    }
+    store_tile<0>(sums, WIDE), store_tile<1>(sums + LANES, WIDE);
+    if (IS_HIGH) store_tile<2>(lower, WIDE), store_tile<3>(lower + LANES, WIDE);
+}
+
+template <class Stored>
+struct Linear {
+    static constexpr bool IS_PLAIN = sizeof(Stored) == 2;
+
+    static int place(int feature, int column) {
+        return feature / 2 * 2 * COLUMNS + place_of_pair<Stored>(feature % 2, column);
+    }
+
+    static LinearLayout layout() {
+        return {COLUMNS, MAX_ROWS, FEATURES, int(sizeof(Stored)), PAIRS, place};
+    }
+
+    static void run(const LinearWeights& weights, const LinearTile& tile) {
+        const int64_t steps = layout().steps(weights.in_features);
+        alignas(64) float sums[BLOCK_ROWS * COLUMNS];
+        alignas(64) uint32_t ready[IS_PLAIN ? 1 : READY_STEPS * STEP_WORDS];
+        const Stored* from = static_cast<const Stored*>(weights.packed) +
+                             tile.first_panel * steps * FEATURES * COLUMNS;
+        Shapes shapes;
+        for (int64_t panel = 0; panel < tile.panels; panel++) {
+            __builtin_memset(sums, 0, tile.rows * COLUMNS * sizeof(float));
+            const int64_t most = IS_PLAIN ? steps : READY_STEPS;
+            for (int64_t start = 0; start < steps; start += most) {
+                const int64_t count = smaller(most, steps - start);
+                const uint32_t* chunk = reinterpret_cast<const uint32_t*>(from);
+                if constexpr (!IS_PLAIN) {
+                    for (int64_t pair = 0; pair < count * PAIRS; pair++) {
+                        Ints column[VECTORS];
+                        read_pairs(from + pair * 2 * COLUMNS, column);
+                        store(ready + pair * COLUMNS, column[0]);
+                        store(ready + pair * COLUMNS + LANES, column[1]);
+                    }
+                    chunk = ready;
+                }
+                multiply_groups(tile, shapes, chunk, sums, start, count, steps);
+                from += count * FEATURES * COLUMNS;
+            }
+            finish<Bf16>(weights, tile, (tile.first_panel + panel) * COLUMNS, sums);
+        }
+        release_tiles();
+    }
+
+    static void multiply_groups(const LinearTile& tile, Shapes& shapes, const uint32_t* chunk,
+                                float* sums, int64_t start, int64_t count, int64_t steps) {
+        const RowGroups groups(tile.rows, MAX_ROWS);
+        for (int64_t group = 0; group < groups.groups; group++) {
+            const int64_t first = groups.first(group), stride = steps * PAIRS;
+            shapes.set(groups.count(group));
+            auto run = shapes.rows > TILE_ROWS ? multiply<true> : multiply<false>;
+            run(tile.x + first * stride + start * PAIRS, stride, chunk, sums + first * COLUMNS,
+                count);
+        }
+    }
+};
+
+static LinearLayout layout(const LinearWeights& weights) {
+    return weights.weight_type == INT8 ? Linear<int8_t>::layout() : Linear<Bf16>::layout();
+}
+
+static void pack_rows(const LinearWeights& weights, const void* x, int64_t first, int rows,
+                      uint32_t* to) {
+    const int64_t width = weights.in_features;
+    const int64_t words = layout(weights).steps(width) * PAIRS;
+    const Bf16* from = static_cast<const Bf16*>(x) + first * width;
+    for (int r = 0; r < rows; r++, from += width, to += words) {
+        __builtin_memset(to + width / 2, 0, (words - width / 2) * 4);
+        __builtin_memcpy(to, from, width * sizeof(Bf16));
+    }
+}
+
+static void run(const LinearWeights& weights, const LinearTile& tile) {
+    if (weights.weight_type == INT8)
+        Linear<int8_t>::run(weights, tile);
+    else
+        Linear<Bf16>::run(weights, tile);
+}
+
+}  // namespace
+
+const LinearVariant AMX_BF16_LINEAR = {layout, pack_rows, run};
+
+bool has_tiles() { return has_instructions(AVX512_BF16) && may_use_tiles(); }
+
+}  // namespace quire
+#endif

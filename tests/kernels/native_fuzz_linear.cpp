@@ -1,0 +1,109 @@
+// Runs the linear layer on random shapes, with every buffer on the heap at its exact size, and
+// compares it with sums in double. Part of native_fuzz.cpp.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "linear.h"
+
+extern "C" int64_t quire_linear_instruction_set();
+extern "C" int64_t quire_linear_bytes(const quire::LinearWeights*);
+extern "C" int quire_linear_pack(const quire::LinearWeights*, const void*, int64_t);
+extern "C" int quire_linear(const quire::LinearWeights*, const void*, void*, int64_t, int64_t);
+
+namespace {
+
+using namespace quire;
+
+std::mt19937 generator(2);
+
+int64_t draw(int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(generator);
+}
+
+// Numbers of a data type, which all have few bits.
+struct Numbers {
+    int64_t type;
+    std::vector<uint8_t> bytes;
+
+    Numbers(int64_t type, size_t count) : type(type), bytes(count * width()) {
+        for (size_t i = 0; i < count; i++) {
+            float value = float(draw(-127, 127)) / (type == INT8 ? 1 : 128);
+            uint32_t bits;
+            std::memcpy(&bits, &value, 4);
+            uint16_t high = uint16_t(bits >> 16);
+            int8_t small = int8_t(value);
+            const void* from = &bits;
+            if (type == BFLOAT16) from = &high;
+            if (type == INT8) from = &small;
+            std::memcpy(&bytes[i * width()], from, width());
+        }
+    }
+    size_t width() const { return type == FLOAT32 ? 4 : type == BFLOAT16 ? 2 : 1; }
+    double at(size_t i) const {
+        if (type == INT8) return int8_t(bytes[i]);
+        uint32_t bits = 0;
+        std::memcpy(reinterpret_cast<char*>(&bits) + 4 - width(), &bytes[i * width()], width());
+        float value;
+        std::memcpy(&value, &bits, 4);
+        return value;
+    }
+};
+
+bool is_right(int64_t set, int64_t type, int64_t weight_type) {
+    const int64_t rows = draw(0, 1) ? draw(0, 30) : draw(150, 420);
+    const int64_t width = draw(1, 90), depth = draw(0, 1) ? draw(1, 40) : draw(120, 600);
+    Numbers x(type, rows * depth), from(weight_type, width * depth), bias(type, width);
+    Numbers scales(FLOAT32, width), y(type, rows * width);
+    LinearWeights weights{};
+    weights.bias = draw(0, 1) ? bias.bytes.data() : nullptr;
+    weights.scales = reinterpret_cast<const float*>(scales.bytes.data());
+    weights.out_features = width, weights.in_features = depth;
+    weights.type = type, weights.weight_type = weight_type, weights.instruction_set = set;
+    std::vector<uint8_t> packed(quire_linear_bytes(&weights));
+    weights.packed = packed.data();
+    if (quire_linear_pack(&weights, from.bytes.data(), draw(1, 2)) != OK) return false;
+    void* to = y.bytes.data();
+    if (quire_linear(&weights, x.bytes.data(), to, rows, draw(1, 3)) != OK) return false;
+    if (rows > 0) {
+        Numbers row(type, width);
+        size_t bytes = depth * x.width(), place = draw(0, rows - 1);
+        quire_linear(&weights, x.bytes.data() + place * bytes, row.bytes.data(), 1, 1);
+        if (std::memcmp(&y.bytes[place * row.bytes.size()], row.bytes.data(), row.bytes.size())) {
+            std::printf("set %d, types %d %d: row %d of %d is not as alone\n", int(set), int(type),
+                        int(weight_type), int(place), int(rows));
+            return false;
+        }
+    }
+    for (int64_t i = 0; i < (rows ? 300 : 0); i++) {
+        int64_t row = draw(0, rows - 1), column = draw(0, width - 1);
+        double wanted = 0, found = y.at(row * width + column);
+        for (int64_t k = 0; k < depth; k++)
+            wanted += x.at(row * depth + k) * from.at(column * depth + k);
+        if (weight_type == INT8) wanted *= scales.at(column);
+        if (weights.bias != nullptr) wanted += bias.at(column);
+        double tolerance = type == FLOAT32 ? 1e-5 : 1.0 / 128;
+        if (!(std::fabs(found - wanted) <= 1e-4 + tolerance * std::fabs(wanted))) {
+            std::printf("set %d, types %d %d: %g is not %g\n", int(set), int(type),
+                        int(weight_type), found, wanted);
+            return false;
+        }
+    }
+    return true;
+}
+
+}  // namespace
+
+bool fuzz_linear() {
+#ifdef QUIRE_TILES
+    if (quire_linear_instruction_set() != AMX_BF16) return false;
+#endif
+    for (int round = 0; round < 5; round++)
+        for (int64_t set = 0; set <= quire_linear_instruction_set(); set++)
+            for (int64_t type : {FLOAT32, BFLOAT16})
+                for (int64_t weight_type : {type, int64_t(INT8)})
+                    if (!is_right(set, type, weight_type)) return false;
+    return true;
+}
