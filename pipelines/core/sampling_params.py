@@ -12,12 +12,13 @@ class ThinkingBudget(msgspec.Struct, frozen=True, array_like=True):
     """After `tokens` tokens of reasoning the token that ends it is the only one to come.
 
     `opening` and `closing` are the tokens around reasoning. `is_open`: the prompt ended inside it;
-    otherwise the output begins with `opening`, or has no reasoning.
+    otherwise the output begins with `opening`, maybe after tokens of `spaces`, or has no reasoning.
     """
 
     tokens: int
     opening: int
     closing: int
+    spaces: tuple[int, ...]
     is_open: bool
 
 

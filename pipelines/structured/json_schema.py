@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_ANNOTATIONS = frozenset(
+ANNOTATIONS = frozenset(
     ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly")
     + ("$schema", "$id", "$comment", "discriminator", "$defs", "definitions")
 )
@@ -76,7 +76,7 @@ class _Checker:
             return True
         if not isinstance(schema, dict):
             raise NotEnforceable(f"{path} must be a schema object")
-        names = {name for name in schema if not name.startswith("x-")} - _ANNOTATIONS
+        names = {name for name in schema if not name.startswith("x-")} - ANNOTATIONS
         for name in sorted(names - _KNOWN):
             raise _refusal(path, name)
         alone = [name for name in _ALONE if name in names]
@@ -100,7 +100,7 @@ class _Checker:
         if name in ("enum", "const"):
             return self._values(name, kept, path)
         if name == "$ref":
-            if not isinstance(value, str) or self._target(value) is None:
+            if not isinstance(value, str) or target(value, self._root) is None:
                 raise _refusal(path, name, f": {value!r:.80} is not in the schema")
             return kept
         if not isinstance(value, list) or not value:
@@ -118,7 +118,7 @@ class _Checker:
             raise _refusal(path, name, ": it must be a list")
         if "type" in kept:
             types = _types(kept, path)
-            values = [value for value in values if any(_is_a(value, kind) for kind in types)]
+            values = [value for value in values if any(is_a(value, kind) for kind in types)]
         if not values:
             raise _refusal(path, name, ": no value is left")
         return {"enum": values}
@@ -170,16 +170,6 @@ class _Checker:
             raise NotEnforceable(f"{path} must be an object")
         return {name: self.node(item, f"{path}.{name}") for name, item in value.items()}
 
-    def _target(self, reference: str) -> Any:
-        """What a reference points at; None if nothing."""
-        found: Any = self._root
-        if not reference.startswith("#"):
-            return None
-        for part in filter(None, reference[1:].split("/")):
-            name = part.replace("~1", "/").replace("~0", "~")
-            found = found.get(name) if isinstance(found, dict) else None
-        return found
-
     def _are_disjoint(self, branches: list[Any]) -> bool:
         """Whether at most one branch can hold: other types, or other constants of one property."""
         resolved = [self._resolved(branch) for branch in branches]
@@ -201,8 +191,19 @@ class _Checker:
         for _ in range(16):
             if not (isinstance(schema, dict) and isinstance(schema.get("$ref"), str)):
                 return schema
-            schema = self._target(schema["$ref"])
+            schema = target(schema["$ref"], self._root)
         return None
+
+
+def target(reference: str, root: Mapping[str, Any]) -> Any:
+    """What a reference in the schema `root` points at; None if nothing."""
+    found: Any = root
+    if not reference.startswith("#"):
+        return None
+    for part in filter(None, reference[1:].split("/")):
+        name = part.replace("~1", "/").replace("~0", "~")
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
 
 
 def _required(schema: Mapping[str, Any]) -> set[str]:
@@ -292,7 +293,8 @@ def _types(kept: Mapping[str, Any], path: str) -> list[str]:
     return types
 
 
-def _is_a(value: Any, kind: str) -> bool:
+def is_a(value: Any, kind: str) -> bool:
+    """Whether a JSON value is of the type `kind`."""
     if isinstance(value, bool):
         return kind == "boolean"
     if kind == "integer" and isinstance(value, float):

@@ -7,9 +7,6 @@ from quire.kernels.sampling import mask_tokens
 from quire.pipelines.core.context import TextContext
 from quire.pipelines.core.plan import GRAMMAR_TOO_SLOW, NO_TOKEN_LEFT
 
-_FIRST_TOKENS = 3
-"""In which reasoning begins, if it does; white space may precede it."""
-
 
 def constrain(logits_SV: torch.Tensor, row: int, context: TextContext) -> str | None:
     """Change fp32 `logits_SV[row]`, to which the grammar's mask was applied; the reason if these
@@ -18,7 +15,7 @@ def constrain(logits_SV: torch.Tensor, row: int, context: TextContext) -> str | 
     if context.matcher is not None and context.matcher.is_too_slow:
         return GRAMMAR_TOO_SLOW
     forced = _end_of_thinking(context)
-    if forced is not None and logits_V[forced] > float("-inf"):
+    if forced is not None and forced < len(logits_V) and logits_V[forced] > float("-inf"):
         # Nothing else may forbid it: the budget would be spent over and over.
         logits_V.fill_(float("-inf"))
         logits_V[forced] = 0.0
@@ -46,10 +43,10 @@ def _end_of_thinking(context: TextContext) -> int | None:
         return None
     generated, start = context.tokens.generated, 0
     if not budget.is_open:
-        begun = np.flatnonzero(generated[:_FIRST_TOKENS] == budget.opening)
-        if not begun.size:
+        text = np.flatnonzero(np.isin(generated, budget.spaces, invert=True))
+        if not text.size or generated[text[0]] != budget.opening:
             return None
-        start = int(begun[0]) + 1
+        start = int(text[0]) + 1
     if len(generated) - start < budget.tokens or (generated[start:] == budget.closing).any():
         return None
     return budget.closing

@@ -121,7 +121,9 @@ class Thinking(RequestModel):
     type: Literal["enabled", "disabled", "adaptive"] = Field(
         description="adaptive: as enabled, without a budget."
     )
-    budget_tokens: int | None = Field(None, ge=1, description="For type enabled.")
+    budget_tokens: int | None = Field(
+        None, ge=1, description="For type enabled; kept where one token ends the reasoning."
+    )
     display: Literal["summarized", "omitted"] | None = Field(
         None, description="summarized: the whole reasoning, as without it."
     )

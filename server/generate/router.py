@@ -85,6 +85,6 @@ def build_generate_router() -> APIRouter:
         openapi_extra=generation(GenerateRequest),
     )
     router.add_api_route(
-        "/info", tgi.show_info, methods=["GET"], responses=errors(401, 503, model=ErrorReply)
+        "/info", tgi.show_info, methods=["GET"], responses=errors(400, 401, 503, model=ErrorReply)
     )
     return router

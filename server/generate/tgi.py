@@ -111,6 +111,7 @@ async def show_info(http: Request) -> Info:
     engine: Engine = http.app.state.engine
     engine.check_available()
     served: ServedModel = http.app.state.served
+    served.check_generates()
     return {
         "model_id": served.names[0],
         "model_sha": None,

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from quire.pipelines.chat_template import ChatTemplate
 from quire.pipelines.text.detokenizer import CONTROL_MARK
@@ -20,21 +20,42 @@ from quire.server.openai.tools.xml_calls import XmlCalls
 Opening = Literal["inside", "after", "before"]
 """Where in the reasoning a prompt ends: inside it, after it, or before what may be one."""
 _PROBE = "quire-probe"
+_SPACES = (" ", "\n", "\n\n", "\r\n")
+"""What models write before their reasoning."""
+
+
+class ThinkIds(NamedTuple):
+    """The tokens of the tags around reasoning, and those of white space before it."""
+
+    opening: int
+    closing: int
+    spaces: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: TextTokenizer, tags: ThinkTags) -> "ThinkIds | None":
+        """None where a tag is not one token."""
+        ids = tokenizer.added_tokens
+        if tags.opening not in ids or tags.closing not in ids:
+            return None
+        spaces = (tokenizer.encode_plain(text, starts_fresh=False) for text in _SPACES)
+        alone = sorted({found[0] for found in spaces if len(found) == 1})
+        return cls(ids[tags.opening], ids[tags.closing], tuple(alone))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
     """`tools` and `think` are None where the model has no calls, or no reasoning, that we know.
 
-    `specials` are the ids of the strings around them that are control tokens; `think_ids` those of
-    the tags of reasoning, where each is one token. `wants_json_text`: the chat template prints a call's arguments as they are, so they must be text.
+    `specials` are the ids of the strings around them that are control tokens; `think_ids` are those of
+    the tags of reasoning, where each is one token. `wants_json_text`: the chat template prints a
+    call's arguments as they are, so they must be text.
     """
 
     tools: ToolFormat | None = None
     think: ThinkTags | None = None
     is_harmony: bool = False
     specials: Mapping[str, int] = field(default_factory=dict)
-    think_ids: tuple[int, int] | None = None
+    think_ids: ThinkIds | None = None
     wants_json_text: bool = False
     wants_null_content: bool = False
 
@@ -67,12 +88,10 @@ class Dialect:
         specials = {mark: known[mark] for mark in _marks(tools, think, is_harmony) if mark in known}
         if is_harmony:
             think = None
-        ids = tokenizer.added_tokens
-        has_ids = think is not None and think.opening in ids and think.closing in ids
         return cls(
             tools=tools,
             think=think,
-            think_ids=(ids[think.opening], ids[think.closing]) if think and has_ids else None,
+            think_ids=None if think is None else ThinkIds.of(tokenizer, think),
             is_harmony=is_harmony,
             specials=specials,
             wants_json_text=template is not None and _wants_json_text(template),

@@ -202,11 +202,14 @@ def _after_reasoning(dialect: Dialect, marks: Marks, opening: Opening, node: Nod
 def _keywords(schema: Mapping[str, Any]) -> Node:
     """Python's keyword arguments, with values as JSON writes them."""
     properties: Mapping[str, Any] = schema.get("properties", {})
-    if not properties and schema.get("additionalProperties", True):
-        pair = sequence([{"type": "regex", "pattern": r"[A-Za-z_][A-Za-z_0-9]*="}, json_node(True)])
+    kept = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    value = with_definitions(schema.get("additionalProperties", True), kept)
+    if not properties and value is not False:
+        pair = sequence(
+            [{"type": "regex", "pattern": r"[A-Za-z_][A-Za-z_0-9]*="}, json_node(value)]
+        )
         more = {"type": "star", "content": sequence([string(", "), pair])}
         return optional(sequence([pair, more]))
-    kept = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
     pairs = {
         name: sequence([string(f"{name}="), json_node(with_definitions(value, kept))])
         for name, value in properties.items()

@@ -7,7 +7,7 @@ from typing import Any
 
 from quire.pipelines.core.grammar import GrammarSpec
 from quire.pipelines.core.sampling_params import ThinkingBudget
-from quire.pipelines.structured.json_schema import NotEnforceable, enforceable
+from quire.pipelines.structured.json_schema import NotEnforceable, enforceable, target
 from quire.server.errors import InvalidRequest, UnsupportedParameter
 from quire.server.openai.tools.dialect import Dialect, Opening
 from quire.server.openai.tools.grammar import (
@@ -191,11 +191,14 @@ def _schema(given: Mapping[str, Any], *, is_listed: bool) -> Mapping[str, Any]:
         NotEnforceable: it has no such form.
     """
     schema = enforceable(given)
-    if not _is_object(given, given, set()):
+    if not _is_object(given, given, {}):
         raise NotEnforceable("'type' at $ must be 'object'")
     if is_listed:
         if "type" not in schema:
             raise NotEnforceable("'type' at $ is needed for arguments that are written one by one")
+        for name in ("minProperties", "maxProperties"):
+            if name in schema:
+                raise NotEnforceable(f"'{name}' at $ cannot be enforced of single arguments")
         for reference in _references(given):
             if not reference.startswith(("#/$defs/", "#/definitions/")):
                 raise NotEnforceable(f"'$ref' {reference!r:.80} is not to $defs")
@@ -208,21 +211,20 @@ def _check_keywords(schema: Mapping[str, Any]) -> None:
             raise NotEnforceable(f"{name!r:.80} at $.properties is no name of an argument")
 
 
-def _is_object(schema: Any, root: Mapping[str, Any], seen: set[str]) -> bool:
-    """Whether nothing but objects fits `schema`; `seen` are references on the way to it."""
+def _is_object(schema: Any, root: Mapping[str, Any], known: dict[str, bool]) -> bool:
+    """Whether nothing but objects fits `schema`; `known` is the answer for references, False for
+    those on the way to it."""
     if not isinstance(schema, dict):
         return False
     for name in ("anyOf", "oneOf", "allOf"):
         if name in schema:
-            return all(_is_object(branch, root, set(seen)) for branch in schema[name])
+            return all(_is_object(branch, root, known) for branch in schema[name])
     if "$ref" in schema:
         reference = schema["$ref"]
-        if reference in seen:
-            return False
-        found: Any = root
-        for part in filter(None, reference[1:].split("/")):
-            found = found[part.replace("~1", "/").replace("~0", "~")]
-        return _is_object(found, root, seen | {reference})
+        if reference not in known:
+            known[reference] = False
+            known[reference] = _is_object(target(reference, root), root, known)
+        return known[reference]
     values = schema.get("enum", [schema.get("const")])
     return schema.get("type") == "object" or all(isinstance(value, dict) for value in values)
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from quire.pipelines.structured.json_schema import is_a, target
+
 _JSON_TYPES: Mapping[type, str] = {
     str: "string",
     bool: "boolean",
@@ -19,9 +21,8 @@ _JSON_TYPES: Mapping[type, str] = {
     type(None): "null",
 }
 ANY_TYPE = tuple(_JSON_TYPES.values())
-_MAX_REFERENCES = 16
+_CHOICES = ("anyOf", "oneOf", "allOf")
 _OF_OBJECTS = frozenset(("properties", "required", "additionalProperties"))
-ANNOTATIONS = frozenset(("title", "description", "default", "examples", "deprecated"))
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,14 @@ class Parameter:
         strings: list[Mapping[str, Any]] = []
         others: list[Mapping[str, Any]] = []
         literals: dict[str, str] = {}
-        for leaf in _leaves(schema, root, _MAX_REFERENCES):
+        for leaf in _leaves(schema, root):
             if "enum" in leaf or "const" in leaf:
-                values = leaf.get("enum", [leaf.get("const")])
-                for value in values if isinstance(values, list) else ():
+                for value in _values(leaf):
                     text = json.dumps(value, ensure_ascii=False)
                     literals.setdefault(value if isinstance(value, str) else text, text)
                 continue
             (strings if leaf["type"] == "string" else others).append(leaf)
-        return cls(strings, others, literals)
+        return cls(strings, others, literals) if strings or others or literals else ANY
 
     @cached_property
     def is_text(self) -> bool:
@@ -73,45 +73,55 @@ ANY = Parameter([{"type": "string"}], [{"type": kind} for kind in ANY_TYPE if ki
 """Of a parameter without a schema."""
 
 
-def parameters_of(schema: Mapping[str, Any]) -> Mapping[str, Parameter]:
-    """The parameters that a function's schema names."""
+def parameter_of(name: str, schema: Mapping[str, Any]) -> Parameter:
+    """The parameter `name` of a function whose arguments are of `schema`."""
     properties = schema.get("properties")
-    if not isinstance(properties, dict):
-        return {}
-    return {name: Parameter.of(value, schema) for name, value in properties.items()}
+    more = schema.get("additionalProperties")
+    known = properties if isinstance(properties, dict) else {}
+    return Parameter.of(known.get(name, more), schema)
 
 
-def _leaves(schema: Any, root: Mapping[str, Any], depth: int) -> Iterator[Mapping[str, Any]]:
-    """The schemas of one type, and the lists of values, of which one is to hold."""
-    if not isinstance(schema, dict) or not depth:
-        yield from _of_types({}, ANY_TYPE)
-        return
-    for name in ("anyOf", "oneOf", "allOf"):
-        if isinstance(schema.get(name), list):
-            for branch in schema[name]:
-                yield from _leaves(branch, root, depth - 1)
-            return
-    if isinstance(schema.get("$ref"), str):
-        yield from _leaves(_target(schema["$ref"], root), root, depth - 1)
-        return
-    if "enum" in schema or "const" in schema:
-        yield schema
-        return
-    types = schema.get("type", "object" if _OF_OBJECTS & schema.keys() else ANY_TYPE)
-    yield from _of_types(schema, [types] if isinstance(types, str) else types)
+def _leaves(schema: Any, root: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The schemas of one type, and the lists of values, of which one is to hold; those behind a
+    reference once, however often it comes."""
+    waiting, seen = [schema], set[str]()
+    while waiting:
+        schema = waiting.pop()
+        if not isinstance(schema, dict):
+            yield from _of_types({}, ANY_TYPE)
+            continue
+        choice = next((name for name in _CHOICES if isinstance(schema.get(name), list)), None)
+        reference = schema.get("$ref")
+        if choice is not None:
+            waiting += reversed(schema[choice])
+        elif isinstance(reference, str):
+            if reference not in seen:
+                waiting.append(target(reference, root))
+            seen.add(reference)
+        elif "enum" in schema or "const" in schema:
+            yield schema
+        else:
+            yield from _of_types(schema, _types(schema))
 
 
-def _of_types(schema: Mapping[str, Any], types: Any) -> Iterator[Mapping[str, Any]]:
-    for kind in types if isinstance(types, list | tuple) else ANY_TYPE:
+def _of_types(schema: Mapping[str, Any], types: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    for kind in types:
         yield {**schema, "type": kind}
 
 
-def _target(reference: str, root: Mapping[str, Any]) -> Any:
-    found: Any = root
-    for part in filter(None, reference.removeprefix("#").split("/")):
-        name = part.replace("~1", "/").replace("~0", "~")
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
+def _types(schema: Mapping[str, Any]) -> Sequence[str]:
+    types = schema.get("type", ["object"] if _OF_OBJECTS & schema.keys() else ANY_TYPE)
+    given = [types] if isinstance(types, str) else types
+    return [kind for kind in given if kind in ANY_TYPE] if isinstance(given, list) else ANY_TYPE
+
+
+def _values(schema: Mapping[str, Any]) -> list[Any]:
+    """Those of a list of values that are of its type."""
+    values = schema.get("enum", [schema.get("const")])
+    if not isinstance(values, list):
+        return []
+    types = _types(schema) if "type" in schema else ANY_TYPE
+    return [value for value in values if any(is_a(value, kind) for kind in types)]
 
 
 def _type_of(text: str) -> str | None:

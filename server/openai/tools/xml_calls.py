@@ -9,7 +9,7 @@ from quire.server.openai.tools.call_sections import CallSections
 from quire.server.openai.tools.character_parser import END, Deciding, Reading
 from quire.server.openai.tools.events import Kind
 from quire.server.openai.tools.formats import ToolFormat
-from quire.server.openai.tools.xml_arguments import ANY, Parameter, parameters_of
+from quire.server.openai.tools.xml_arguments import Parameter, parameter_of
 
 Sink = Callable[[str], None]
 
@@ -60,7 +60,7 @@ class XmlCalls(CallSections):
             self._drop_raw()
             self._emit("call", name)
             has_called = True
-            end = yield from self._arguments(parameters_of(self._schemas.get(name, {})))
+            end = yield from self._arguments(self._schemas.get(name, {}))
             if end == END or end in self._format.closings:
                 return end != END
             yield from self._spaces()
@@ -85,7 +85,7 @@ class XmlCalls(CallSections):
             return END
         return read
 
-    def _arguments(self, parameters: Mapping[str, Parameter]) -> Reading:
+    def _arguments(self, schema: Mapping[str, Any]) -> Reading:
         """The arguments of a call, and what ends it; END if nothing does."""
         before = "{"
         marks = dict.fromkeys((self._key_start, self._call_end, *self._format.closings))
@@ -98,7 +98,7 @@ class XmlCalls(CallSections):
                 return END
             key = "".join(pieces)
             self._emit("arguments", f"{before}{json.dumps(key, ensure_ascii=False)}: ")
-            if not (yield from self._value_of(parameters.get(key, ANY))):
+            if not (yield from self._value_of(parameter_of(key, schema))):
                 return END
             before = ", "
         if marker != END:

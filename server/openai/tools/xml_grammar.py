@@ -4,7 +4,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from quire.pipelines.structured.json_schema import PLAIN_CHARACTER, NotEnforceable, repeated
+from quire.pipelines.structured.json_schema import (
+    ANNOTATIONS,
+    PLAIN_CHARACTER,
+    NotEnforceable,
+    repeated,
+)
 from quire.server.openai.tools.formats import ToolFormat
 from quire.server.openai.tools.structural_tag import (
     Marks,
@@ -16,7 +21,7 @@ from quire.server.openai.tools.structural_tag import (
     string,
     with_definitions,
 )
-from quire.server.openai.tools.xml_arguments import ANNOTATIONS, Parameter, parameters_of
+from quire.server.openai.tools.xml_arguments import Parameter, parameter_of
 
 _NAME: Node = {"type": "regex", "pattern": r"[A-Za-z_][A-Za-z_0-9]*"}
 _UNWRITABLE = re.compile(r"[<>\"\s]|^$")
@@ -48,22 +53,26 @@ class XmlArguments:
         Raises:
             NotEnforceable: between tags it is not.
         """
-        for name in ("minProperties", "maxProperties"):
-            if name in schema:
-                raise _refusal(name, "$")
         properties: Mapping[str, Any] = schema.get("properties", {})
-        if not properties and schema.get("additionalProperties", True):
-            before = [*self._marks.nodes(self._before_key), _NAME]
-            content = [*before, *self._marks.nodes(self._after_key), self._text]
-            return {"type": "star", "content": sequence([*content, *self._marks.nodes(self._end)])}
-        parameters = parameters_of(given)
         definitions = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+        more = schema.get("additionalProperties", True)
+        if not properties and more is not False:
+            values = [self._text]
+            if more not in (True, {}):
+                path = "$.additionalProperties"
+                parameter = parameter_of("", given)
+                values = self._values(parameter, with_definitions(more, definitions), path)
+            before = [*self._marks.nodes(self._before_key), _NAME]
+            content = [*before, *self._marks.nodes(self._after_key), either(values)]
+            return {"type": "star", "content": sequence([*content, *self._marks.nodes(self._end)])}
         nodes: list[Node] = []
         for name, value in properties.items():
             path = f"$.properties.{name}"
             if _UNWRITABLE.search(name):
                 raise NotEnforceable(f"{name!r:.80} at $.properties cannot be written in a tag")
-            values = self._values(parameters[name], with_definitions(value, definitions), path)
+            values = self._values(
+                parameter_of(name, given), with_definitions(value, definitions), path
+            )
             before = self._marks.nodes(f"{self._before_key}{name}{self._after_key}")
             node = sequence([*before, either(values), *self._marks.nodes(self._end)])
             nodes.append(node if name in schema.get("required", ()) else optional(node))
@@ -125,7 +134,7 @@ class XmlArguments:
 
 def _constraints(leaf: Mapping[str, Any]) -> list[str]:
     return sorted(
-        name for name in leaf.keys() - ANNOTATIONS - {"type"} if not name.startswith(("x-", "$"))
+        name for name in leaf.keys() - ANNOTATIONS - {"type"} if not name.startswith("x-")
     )
 
 

@@ -100,7 +100,7 @@ def test_impossible_constraints_are_refused() -> None:
         SamplingParams(bad_words=((3,), ()))
 
 
-OPEN, CLOSE = 40, 41
+OPEN, CLOSE, SPACE = 40, 41, 9
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,11 @@ OPEN, CLOSE = 40, 41
         (0, False, [OPEN], True),
         (2, False, [OPEN, 1], False),
         (2, False, [OPEN, 1, 2], True),
-        (2, False, [9, OPEN, 1, 2], True),
+        (2, False, [SPACE, OPEN, 1, 2], True),
+        (2, False, [SPACE, SPACE, SPACE, SPACE, OPEN, 1, 2], True),
+        (0, False, [SPACE], False),
+        (2, False, [7, OPEN, 1, 2], False),
+        (2, False, [SPACE, 7, OPEN, 1, 2], False),
         (2, False, [1, 2, 3, 4, OPEN, 5, 6], False),
         (2, False, [1, 2, 3, 4, 5], False),
     ],
@@ -129,7 +133,7 @@ def test_the_end_of_reasoning_is_forced(
     logits: torch.Tensor,
     context_of: Callable[..., Any],
 ) -> None:
-    budget = ThinkingBudget(tokens, OPEN, CLOSE, is_open)
+    budget = ThinkingBudget(tokens, OPEN, CLOSE, (SPACE,), is_open)
     context = context_of(
         [*HISTORY, *generated],
         len(HISTORY),
@@ -151,8 +155,19 @@ def test_the_end_of_reasoning_is_forced(
 def test_a_grammar_that_does_not_let_reasoning_end_goes_first(
     logits: torch.Tensor, context_of: Callable[..., Any]
 ) -> None:
-    context = context_of(HISTORY, 2, thinking=ThinkingBudget(1, OPEN, CLOSE, True))
+    context = context_of(HISTORY, 2, thinking=ThinkingBudget(1, OPEN, CLOSE, (), True))
     logits[1, CLOSE] = float("-inf")
+    before = logits.clone()
+
+    assert constrain(logits, 1, context) is None
+    assert torch.equal(logits, before)
+
+
+def test_a_token_without_a_logit_is_not_forced(
+    logits: torch.Tensor, context_of: Callable[..., Any]
+) -> None:
+    """A tokenizer may know more tokens than the model."""
+    context = context_of(HISTORY, 2, thinking=ThinkingBudget(0, OPEN, logits.shape[1], (), True))
     before = logits.clone()
 
     assert constrain(logits, 1, context) is None
@@ -169,7 +184,7 @@ def test_a_resumed_context_ends_its_reasoning_at_the_same_place(
 ) -> None:
     """`resumed` tokens were generated before a worker died."""
     loaded = load(random_model("Llama"))
-    budget = ThinkingBudget(4, OPEN, CLOSE, is_open=True)
+    budget = ThinkingBudget(4, OPEN, CLOSE, (), is_open=True)
 
     def generate(history: list[int], count: int) -> list[int]:
         for _ in range(count):

@@ -18,9 +18,8 @@ from quire.server.openai.schema import ChatCompletionRequest
 
 TEXT = "Hello world, how are you today?"
 USER: Any = {"role": "user", "content": "Hi"}
-SWITCH = TEMPLATE + "{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}"
-EFFORT = TEMPLATE + "{% if reasoning_effort is defined %}{{ reasoning_effort }}{% endif %}"
 REASONS = "{# </think> #}"
+MARKS = ("<think>", "</think>")
 TOOL: Any = {"name": "f", "description": "Does.", "input_schema": {"type": "object"}}
 CALL: Any = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"a": [1]}}
 
@@ -148,55 +147,6 @@ def test_prompts(
     assert prompt_of(make("hermes"), http, messages, **fields) == prompt
 
 
-ON: Any = {"type": "enabled", "budget_tokens": 1024}
-
-
-@pytest.mark.parametrize(
-    ("template", "fields", "end"),
-    [
-        (SWITCH, {}, "False"),
-        (SWITCH, {"thinking": {"type": "disabled"}}, "False"),
-        (SWITCH, {"thinking": {"type": "adaptive"}}, "True"),
-        (SWITCH, {"thinking": ON}, "True"),
-        (SWITCH, {"chat_template_kwargs": {"enable_thinking": 7}}, "7"),
-        (EFFORT, {"output_config": {"effort": "high"}}, "high"),
-        (EFFORT, {}, ""),
-        (TEMPLATE, {"thinking": {"type": "disabled"}}, ""),
-        (TEMPLATE, {"thinking": {"type": "adaptive"}}, ""),
-        (TEMPLATE + REASONS, {"thinking": ON}, ""),
-        (TEMPLATE + REASONS, {}, ""),
-    ],
-)
-def test_thinking_is_the_templates_switch(
-    make: Callable[..., Model], http: httpx2.Client, template: str, fields: Any, end: str
-) -> None:
-    prompt = prompt_of(make("hermes", template=template), http, [USER], **fields)
-
-    assert prompt == f"[user] Hi;[assistant]{end}"
-
-
-@pytest.mark.parametrize(
-    ("template", "fields", "name"),
-    [
-        (TEMPLATE, {"thinking": ON}, "thinking"),
-        (TEMPLATE + REASONS, {"thinking": {"type": "disabled"}}, "thinking"),
-        (SWITCH, {"output_config": {"effort": "low"}}, "output_config.effort"),
-        (TEMPLATE, {"chat_template_kwargs": {"x": 1}}, "chat_template_kwargs"),
-    ],
-)
-def test_what_the_model_cannot_do_is_refused(
-    make: Callable[..., Model], http: httpx2.Client, template: str, fields: Any, name: str
-) -> None:
-    make("hermes", template=template)
-
-    reply = post(http, [USER], **fields)
-    body = {"messages": [USER], **fields}
-    count = http.post("/v1/messages/count_tokens", json=body)
-
-    assert reply.status_code == count.status_code == 400
-    assert f"'{name}'" in reply.json()["error"]["message"]
-
-
 def test_sampling_fields_arrive(live: Any, http: httpx2.Client) -> None:
     fields = {
         "temperature": 0.5,
@@ -317,49 +267,6 @@ def test_a_schema_that_cannot_be_enforced_is_warned_of_or_refused(
     assert lenient.headers["x-quire-warning"].startswith("tools.0.input_schema not enforced")
     assert "'tools.0.input_schema'" in strict.json()["error"]["message"]
     assert "'output_config.format.schema'" in answer.json()["error"]["message"]
-
-
-def test_a_budget_that_may_be_exceeded_is_told(
-    make: Callable[..., Model], http: httpx2.Client
-) -> None:
-    make("hermes", template=SWITCH).says("ok")
-
-    low = post(http, [USER], thinking={"type": "enabled", "budget_tokens": 9})
-    high = post(http, [USER], thinking={"type": "enabled", "budget_tokens": 50})
-
-    assert low.headers["x-quire-warning"].startswith("thinking.budget_tokens")
-    assert "x-quire-warning" not in high.headers
-
-
-MARKS = ("<think>", "</think>")
-
-
-@pytest.mark.parametrize(
-    ("template", "thinking", "tokens"),
-    [
-        (SWITCH + REASONS, {"type": "enabled", "budget_tokens": 9}, 9),
-        (TEMPLATE + REASONS, {"type": "enabled", "budget_tokens": 9}, 9),
-        (TEMPLATE + REASONS, {"type": "disabled"}, 0),
-        (TEMPLATE + REASONS, {"type": "adaptive"}, None),
-        (TEMPLATE + REASONS, None, None),
-        (SWITCH + REASONS, {"type": "disabled"}, None),
-    ],
-)
-def test_a_budget_is_kept_where_one_token_ends_the_reasoning(
-    make: Callable[..., Model],
-    http: httpx2.Client,
-    template: str,
-    thinking: Any,
-    tokens: int | None,
-) -> None:
-    model = make("hermes", MARKS, template)
-    model.says("ok")
-
-    reply = post(http, [USER], thinking=thinking)
-
-    assert reply.status_code == 200 and "x-quire-warning" not in reply.headers
-    budget = model.live.engine.streams[-1].context.params.thinking
-    assert (None if budget is None else budget.tokens) == tokens
 
 
 def test_unknown_fields_are_told(live: Any, http: httpx2.Client) -> None:

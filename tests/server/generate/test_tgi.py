@@ -1,6 +1,7 @@
 """text-generation-inference's routes, by Hugging Face's own client and by their shapes."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -176,6 +177,16 @@ def test_info(live: Any, http: httpx2.Client, sdk: InferenceClient) -> None:
 
     assert (info["model_id"], info["max_total_tokens"]) == ("tiny", 256)
     assert sdk.get_endpoint_info() == info
+
+
+def test_info_is_of_models_that_generate(
+    make_vectors: Callable[[], None], http: httpx2.Client
+) -> None:
+    make_vectors()
+
+    reply = http.get("/info")
+
+    assert (reply.status_code, reply.json()["error_type"]) == (400, "validation")
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

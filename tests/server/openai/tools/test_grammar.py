@@ -234,6 +234,8 @@ TEXT = {"$ref": "#/$defs/s", "$defs": {"s": {"type": "string"}}}
         ("hermes", {"anyOf": [{"type": "object"}, {"enum": ["x"]}]}),
         ("hermes", {"$ref": "#"}),
         ("pythonic", {"type": "object", "properties": {"a": {"$ref": "#"}}}),
+        ("pythonic", {"type": "object", "properties": {"a": {}}, "minProperties": 1}),
+        ("qwen3_coder", {"type": "object", "properties": {"a": {}}, "maxProperties": 0}),
         ("pythonic", {"type": "object", "properties": {"a": {}, "b": {"$ref": "#/properties/a"}}}),
     ],
 )
@@ -249,6 +251,24 @@ def test_arguments_must_be_an_object_that_can_be_written(
     )
     with pytest.raises(InvalidRequest, match=r"tools\.0\.function\.parameters"):
         plan.grammar(None)
+
+
+def test_keyword_arguments_of_any_name_and_one_schema() -> None:
+    parameters = {"type": "object", "additionalProperties": {"$ref": "#/$defs/small"}}
+    parameters["$defs"] = {"small": {"type": "integer", "maximum": 5}}
+    function = {"name": "f", "parameters": parameters, "strict": True}
+    plan = ReplyPlan(
+        dialect=Dialect(tools=format_named("pythonic")),
+        opening="after",
+        names=frozenset({"f"}),
+        choice="required",
+        tools=(FunctionTool.model_validate({"function": function}),),
+    )
+    grammar = Grammar(plan, False)
+
+    assert grammar.takes("[f(a=5, b=4)]") is True
+    assert grammar.takes("[f(a=6)]") is False
+    assert grammar.takes('[f(a="x")]') is False
 
 
 def test_arguments_may_be_one_of_several_objects() -> None:

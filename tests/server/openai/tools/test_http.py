@@ -333,6 +333,7 @@ def test_a_budget_of_reasoning_reaches_the_engine(
     found = model.live.engine.streams[-1].context.params.thinking
     ids = [model.tokenizer.special_tokens[mark] for mark in MARKS]
     assert (found.tokens, found.opening, found.closing, found.is_open) == (5, *ids, is_open)
+    assert {model.tokenizer.decode([id]) for id in found.spaces} == {" ", "\n"}
     http.post("/v1/chat/completions", json={"messages": ASK})
     assert model.live.engine.streams[-1].context.params.thinking is None
 

@@ -15,6 +15,7 @@ from quire.server.openai.tools.dialect import Dialect
 from quire.server.openai.tools.formats import FORMATS, format_named
 from quire.server.openai.tools.plan import ReplyPlan
 from quire.server.openai.tools.request import FunctionTool
+from quire.server.openai.tools.xml_arguments import Parameter
 
 EVERY = pytest.mark.parametrize("name", [row.name for row in FORMATS if row.family == "xml"])
 SPECIAL = pytest.mark.parametrize("special", [False, True], ids=["text", "control"])
@@ -191,6 +192,60 @@ def test_arguments_without_a_schema(name: str) -> None:
     assert grammar.takes(text) is True
     assert grammar.read(text) == ("", [("f", '{"a": "x", "b_1": 5}')])
     assert grammar.takes(written(name, {})) is True
+
+
+@EVERY
+def test_arguments_of_any_name_and_one_schema(name: str) -> None:
+    more = {"type": "integer", "minimum": 3}
+    grammar = grammar_of(name, {}, additionalProperties=more)
+
+    assert grammar.takes(written(name, {"a": 5, "b": 6})) is True
+    assert grammar.takes(written(name, {"a": 2})) is False
+    assert grammar.takes(written(name, {"a": "x"})) is False
+
+    grammar = grammar_of(name, {}, additionalProperties={"type": "string"})
+    assert grammar.read(written(name, {"a": "5"})) == ("", [("f", '{"a": "5"}')])
+    assert grammar_of(name, {}, additionalProperties={}).takes(written(name, {"a": 5})) is True
+    assert grammar_of(name, {}, additionalProperties=False).takes(written(name, {"a": 5})) is False
+
+
+@EVERY
+def test_values_of_a_list_that_are_not_of_the_type_may_not_be_written(name: str) -> None:
+    grammar = grammar_of(name, {"k": {"type": ["integer", "null"], "enum": ["a", 1, None, True]}})
+
+    assert [grammar.takes(written(name, {"k": value})) for value in ("a", 1, None, True)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_schemas_that_refer_to_themselves_many_times() -> None:
+    """Followed along each way there would be more of them than atoms."""
+    many = [{"$ref": "#/$defs/n"}] * 100
+    tree = {"$defs": {"n": {"anyOf": [*many, {"type": "integer"}]}}}
+    found = Parameter.of({"$ref": "#/$defs/n"}, tree)
+    assert [leaf["type"] for leaf in (*found.strings, *found.others)] == ["integer"]
+
+    chain: dict[str, Any] = {
+        f"n{i}": {"anyOf": [{"$ref": f"#/$defs/n{i + 1}"}] * 2} for i in range(3000)
+    }
+    chain["n3000"] = {"type": "string"}
+    assert Parameter.of({"$ref": "#/$defs/n0"}, {"$defs": chain}).is_text
+
+    objects: dict[str, Any] = {
+        f"n{i}": {"anyOf": [{"$ref": f"#/$defs/n{i + 1}"}] * 2} for i in range(60)
+    }
+    objects["n60"] = {"type": "object", "properties": {}}
+    function = {"name": "f", "parameters": {"$ref": "#/$defs/n0", "$defs": objects}}
+    plan = ReplyPlan(
+        dialect=Dialect(tools=format_named("hermes")),
+        opening="after",
+        names=frozenset({"f"}),
+        tools=(FunctionTool.model_validate({"function": function}),),
+    )
+    assert plan.grammar(None)[1] == []
 
 
 @pytest.mark.parametrize(
