@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -96,9 +97,13 @@ def running(server: Server, folder: Path) -> Iterator[tuple[str, float]]:
     """Its URL and the seconds until it was ready.
 
     Raises:
-        RuntimeError: it ended or was not ready in time; the message holds the end of its log.
+        RuntimeError: the port is taken, or it ended or was not ready in time; the message holds the
+            end of its log.
     """
     url = f"http://127.0.0.1:{PORT}"
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", PORT)) == 0:
+            raise RuntimeError(f"{server.name}: another server listens on port {PORT}")
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
         started = time.perf_counter()
         process = subprocess.Popen(
