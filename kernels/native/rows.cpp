@@ -26,16 +26,12 @@ int threads_for(int64_t threads, int64_t rows, int64_t bytes) {
     int64_t shares = bytes / SHARE;
     if (shares < threads) threads = shares;
     if (rows < threads) threads = rows;
-    return int(threads);
+    return threads > 1 ? int(threads) : 1;
 }
 
 // Calls run(first, end) for all rows, in equal parts.
 template <class Run>
 void share_rows(int threads, int64_t rows, Run run) {
-    if (threads <= 1) {
-        run(0, rows);
-        return;
-    }
     run_pieces(threads, threads, [&](int64_t part) {
         run(rows * part / threads, rows * (part + 1) / threads);
     });

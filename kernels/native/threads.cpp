@@ -22,6 +22,19 @@ void pause() {
 #endif
 }
 
+// Arithmetic as processors start with it. A program changes that of a thread, as by
+// torch.set_flush_denormal, but bits must not depend on the thread that computes.
+class UsualArithmetic {
+#if defined(__x86_64__)
+  public:
+    UsualArithmetic() { __builtin_ia32_ldmxcsr(0x1f80); }
+    ~UsualArithmetic() { __builtin_ia32_ldmxcsr(before_); }
+
+  private:
+    const unsigned before_ = __builtin_ia32_stmxcsr();
+#endif
+};
+
 template <class Condition>
 bool spin_until(Condition is_met) {
     auto end = std::chrono::steady_clock::now() + SPIN_TIME;
@@ -37,18 +50,17 @@ bool spin_until(Condition is_met) {
 class Pool {
   public:
     void run(int64_t threads, void (*work)(void*), void* context) {
+        UsualArithmetic arithmetic;
+        if (threads <= 1) return work(context);
         std::unique_lock<std::mutex> alone(in_use_, std::try_to_lock);
         // Calls from several threads at once: each is then as wide as a processor.
-        if (threads <= 1 || !alone.owns_lock()) return work(context);
+        if (!alone.owns_lock()) return work(context);
         hire(threads - 1);
         work_ = work;
         context_ = context;
         seats_ = (threads - 1) * SEAT;
         job_++;
-        if (sleeping_ > 0) {
-            std::lock_guard<std::mutex> hold(mutex_);
-            wake_.notify_all();
-        }
+        if (sleeping_ > 0) wake(threads - 1);
         work(context);
         // Takes the empty seats away, then waits for those who sat down.
         seats_ &= SEAT - 1;
@@ -66,7 +78,18 @@ class Pool {
         }
     }
 
+    // Wakes about as many as the job has seats for: each of the others would cost its processor
+    // some 30 us.
+    void wake(int64_t seats) {
+        // Who counts as sleeping either waits once the mutex was ours, or is yet to look at job_.
+        mutex_.lock();
+        mutex_.unlock();
+        if (2 * seats > helpers_) return wake_.notify_all();
+        while (seats-- > 0) wake_.notify_one();
+    }
+
     void serve() {
+        UsualArithmetic arithmetic;
         for (int64_t seen = 0;;) {
             if (!spin_until([&] { return job_ != seen; })) sleep(seen);
             seen = job_;

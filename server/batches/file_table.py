@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from quire.server.batches.database import transaction
+from quire.server.batches.database import database_errors, transaction
 from quire.server.batches.schema import UNFINISHED, FileObject, Purpose
 from quire.server.batches.state_folder import StateFolder, publish
-from quire.server.errors import InvalidRequest, NotFound
+from quire.server.errors import InvalidRequest, NotFound, StorageFull
 
 ROW_BYTES = 4096
 """What a row counts beside its bytes, so that empty files have a bound too."""
@@ -100,10 +100,25 @@ class FileTable:
         return [_file(row) for row in rows[:limit]], len(rows) > limit
 
     def delete(self, file_id: str, owner: str) -> None:
-        """Raises NotFound."""
+        """Raises NotFound, or StorageFull: not even this can be noted, as a batch reads the file."""
         row = self._row(file_id, owner)
-        self._connection.execute("UPDATE files SET is_deleted = 1 WHERE id = ?", (row["id"],))
+        try:
+            self._mark(row["id"])
+        except StorageFull:
+            if self._is_in_use(row["id"]):
+                raise
+            # Its own bytes are the room that is wanted.
+            self._folder.blob(row["id"]).unlink(missing_ok=True)
+            self._mark(row["id"])
         self.purge()
+
+    def _mark(self, file_id: str) -> None:
+        with database_errors():
+            self._connection.execute("UPDATE files SET is_deleted = 1 WHERE id = ?", (file_id,))
+
+    def _is_in_use(self, file_id: str) -> bool:
+        found = self._connection.execute(f"SELECT ? IN ({_IN_USE})", (file_id, *UNFINISHED))
+        return bool(found.fetchone()[0])
 
     def purge(self) -> int:
         """Remove the files that are gone and that no unfinished batch reads; how many they were."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import orjson
 from python_multipart.exceptions import FormParserError
@@ -62,15 +62,16 @@ async def receive_upload(
     _check_length(http, max_size)
     part, size = folder.new_part(), 0
     try:
-        with await asyncio.to_thread(_open, part) as sink:
+        # Around the file, as closing one may write what it holds back.
+        with disk_errors(), await asyncio.to_thread(open_part, part) as sink:
             async for data in _chunks(http, parser, seconds):
                 if size + len(data) > max_size:
                     raise _too_large(max_size)
                 folder.quota.take(len(data))
                 size += len(data)
-                await _write(sink, data)
+                await asyncio.to_thread(sink.write, data)
             form = parser.form()
-            await asyncio.to_thread(_sync, sink)
+            await asyncio.to_thread(sync, sink)
         yield Upload(form, parser.filename, part, size)
     except BaseException:
         folder.quota.add(-size)
@@ -100,24 +101,6 @@ async def _chunks(http: Request, parser: "_Parser", seconds: float) -> AsyncIter
             yield bytes(parser.data)
             parser.data.clear()
     parser.end()
-
-
-def _open(part: Path) -> IO[bytes]:
-    with disk_errors():
-        return open_part(part)
-
-
-async def _write(sink: IO[bytes], data: bytes) -> None:
-    def write() -> None:
-        with disk_errors():
-            sink.write(data)
-
-    await asyncio.to_thread(write)
-
-
-def _sync(sink: IO[bytes]) -> None:
-    with disk_errors():
-        sync(sink)
 
 
 @dataclass

@@ -26,6 +26,26 @@ bool does_all_once(int64_t threads, int64_t pieces) {
     return is_right;
 }
 
+// Whether another thread comes to work that waits for it.
+bool is_helped() {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    std::atomic<int> inside{0};
+    quire::run_together(2, [&] {
+        inside++;
+        while (inside < 2 && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+    });
+    return inside == 2;
+}
+
+// Whether a call of another thread has help while this one works alone.
+bool leaves_the_helpers() {
+    bool has_help = false;
+    quire::run_together(1, [&] {
+        std::thread([&] { has_help = is_helped(); }).join();
+    });
+    return has_help;
+}
+
 // A forked process has none of the threads that its parent had.
 bool works_when_forked() {
     pid_t child = fork();
@@ -53,7 +73,7 @@ bool fuzz_threads() {
         });
     for (std::thread& caller : callers) caller.join();
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    if (!works_when_forked()) wrong++;
+    if (!works_when_forked() || !leaves_the_helpers()) wrong++;
     if (wrong > 0) std::printf("work done together: %d times wrong\n", wrong.load());
     return wrong == 0;
 }

@@ -166,7 +166,8 @@ FORMATS: tuple[ToolFormat, ...] = (
         name="qwen3_coder",
         family="xml",
         seen=(("<tool_call>", "<function="),),
-        openings=("<tool_call>",),
+        # The first is often left out.
+        openings=("<tool_call>", "<function="),
         closings=("</tool_call>",),
         call="<tool_call>\n<function=NAME>\nARGUMENTS</function>\n</tool_call>",
         argument="<parameter=KEY>\nVALUE\n</parameter>\n",

@@ -22,6 +22,7 @@ class History:
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
         self._calls: dict[str, tuple[str, str]] = {}
+        self._num_calls = 0
         self.warnings: list[str] = []
 
     def calls(self, calls: Sequence[MessageToolCall], path: str) -> list[dict[str, Any]]:
@@ -68,7 +69,8 @@ class History:
         """Remember a call; its id as the template takes it."""
         format_ = self._dialect.tools
         counts = format_ is not None and format_.counts_calls
-        id = f"functions.{name}:{len(self._calls)}" if counts else self._short(given)
+        id = f"functions.{name}:{self._num_calls}" if counts else self._short(given)
+        self._num_calls += 1
         self._calls[given] = name, id
         return id
 

@@ -51,8 +51,10 @@ class XmlCalls(CallSections):
         while True:
             if has_called:
                 self._begin_raw()
-            if self._before_name and (yield from self._one_of((self._before_name,))) == END:
-                break
+            is_begun = opening == self._before_name and not has_called
+            if self._before_name and not is_begun:
+                if (yield from self._one_of((self._before_name,))) == END:
+                    break
             name = yield from self._name()
             if name not in self._names:
                 self._raw_is_content()

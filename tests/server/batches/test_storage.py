@@ -12,7 +12,7 @@ import pytest
 from quire.config.errors import ConfigError
 from quire.server.batches import state_folder
 from quire.server.batches.database import VERSION, open_database
-from quire.server.batches.state_folder import Quota, StateFolder
+from quire.server.batches.state_folder import Quota, StateFolder, open_part
 from quire.server.errors import StateUnavailable, StorageFull
 
 
@@ -85,6 +85,50 @@ async def test_a_disk_that_is_full_is_told_as_that(
 
     assert list((state_dir / "files").iterdir()) == []
     await client.files.create(file=("a", b"x"), purpose="batch")
+
+
+async def test_a_disk_that_fills_up_under_an_upload(
+    site: Any, monkeypatch: pytest.MonkeyPatch, state_dir: Path
+) -> None:
+    client = site.client()
+    await client.files.list()
+    full = Path("/dev/full")
+    monkeypatch.setattr("quire.server.batches.upload.open_part", lambda part: open_part(full))
+    for size in (1, 3_000_000):
+        with pytest.raises(openai.InternalServerError, match="disk of the state folder is full"):
+            await client.files.create(file=("a", b"x" * size), purpose="batch")
+
+    assert site.service.store.folder.quota.taken == 0
+
+
+async def test_a_file_can_be_deleted_from_a_full_disk(
+    site: Any, monkeypatch: pytest.MonkeyPatch, state_dir: Path
+) -> None:
+    client = site.client()
+    file = await client.files.create(file=("a", b"x"), purpose="batch")
+    blob = state_dir / "files" / file.id
+
+    class FullDisk:
+        """Writes nothing before the file has made room."""
+
+        def __init__(self, connection: sqlite3.Connection) -> None:
+            self._connection = connection
+
+        def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+            if not statement.startswith("SELECT") and blob.exists():
+                error = sqlite3.OperationalError("database or disk is full")
+                error.sqlite_errorcode = sqlite3.SQLITE_FULL
+                raise error
+            return self._connection.execute(statement, *values)
+
+    def fill(store: Any) -> None:
+        monkeypatch.setattr(store.files, "_connection", FullDisk(store.files._connection))
+
+    await site.service.store.run(fill)
+
+    assert (await client.files.delete(file.id)).deleted
+    assert not blob.exists() and (await client.files.list()).data == []
+    assert site.service.store.folder.quota.taken == 0
 
 
 async def test_an_output_that_does_not_fit_is_written_when_it_does(

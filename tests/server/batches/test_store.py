@@ -282,4 +282,4 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestStore.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)

@@ -105,12 +105,15 @@ def test_ids_that_count_calls(make: Callable[..., Model], http: httpx2.Client) -
         {"role": "tool", "tool_call_id": "other", "content": "y"},
         {"role": "assistant", "tool_calls": [{**calls[0], "id": "call_h"}]},
         {"role": "tool", "tool_call_id": "call_h", "content": "z"},
+        {"role": "assistant", "tool_calls": [{**calls[0], "id": "call_h"}]},
+        {"role": "assistant", "tool_calls": [{**calls[0], "id": "call_i"}]},
     ]
     reply = http.post("/v1/chat/completions", json={"messages": messages})
 
     assert reply.status_code == 200, reply.text
     assert model.prompt == (
         "functions.f:0;functions.g:1;functions.g:1 g;other ;functions.f:2;functions.f:2 f;"
+        "functions.f:3;functions.f:4;"
     )
 
 

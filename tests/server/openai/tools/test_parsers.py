@@ -282,6 +282,13 @@ def test_what_only_looks_like_a_call_is_content(name: str, text: str) -> None:
             [("f", '{"a": "x"}'), ("no-args", "{}")],
         ),
         (
+            "qwen3_coder",
+            "Let me see.\n<function=f>\n<parameter=a>\nx\n</parameter>\n</function>\n</tool_call>"
+            + "\n<function=no-args>\n</function>\nDone <function=other>",
+            "Let me see.\nDone <function=other>",
+            [("f", '{"a": "x"}'), ("no-args", "{}")],
+        ),
+        (
             "glm45",
             "<tool_call>f<arg_key>a</arg_key><arg_value>x</arg_value></tool_call>",
             "",
