@@ -123,11 +123,7 @@ class TextTokenizer:
         Raises:
             TextTooLong: the text must have more than `max_tokens` tokens; found without tokenizing.
         """
-        if max_tokens is not None:
-            size = len(text.encode())
-            if size > self._max_bytes(max_tokens):
-                least = -(-size // self.longest_token_bytes)
-                raise TextTooLong(f"at least {least} tokens")
+        self._check_size(text, max_tokens)
         return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def encode_plain(
@@ -146,23 +142,20 @@ class TextTokenizer:
             TextTooLong: as `encode`.
             ValueError: it holds every Unicode noncharacter.
         """
+        self._check_size(text, max_tokens)
         mark = self._unused_marks([text], 1)[0]
         ids: list[int] = []
         for part in self._guard(text, mark, also).split(mark):
             is_first = starts_fresh and not ids
-            encode = self.encode if is_first else self._encode_further
-            ids += encode(part, False, max_tokens=max_tokens)
+            ids += self.encode(part, False) if is_first else self._encode_further(part)
         return ids
 
-    def _encode_further(
-        self, text: str, add_special_tokens: bool, *, max_tokens: int | None
-    ) -> list[int]:
-        """As `encode`, without the space that sentencepiece models put before the first word."""
+    def _encode_further(self, text: str) -> list[int]:
+        """The ids of `text` without the space that sentencepiece models put before the first word."""
         start = self.encode(_LONER, False)
         if self.fresh_bytes(self.token_bytes(start[0])) == self.token_bytes(start[0]):
-            return self.encode(text, add_special_tokens, max_tokens=max_tokens)
-        ids = self.encode(_LONER + text, add_special_tokens, max_tokens=max_tokens)
-        return ids[len(start) :]
+            return self.encode(text, False)
+        return self.encode(_LONER + text, False)[len(start) :]
 
     def token_id(self, token: str) -> int | None:
         """The id of a token of the vocabulary, by its spelling there."""
@@ -279,6 +272,13 @@ class TextTokenizer:
     def fresh_bytes(self, first: bytes) -> bytes:
         """The bytes of the first token of a text, without the space that marks a word's start."""
         return self._decoder.strip_first(first)
+
+    def _check_size(self, text: str, max_tokens: int | None) -> None:
+        if max_tokens is not None:
+            size = len(text.encode())
+            if size > self._max_bytes(max_tokens):
+                least = -(-size // self.longest_token_bytes)
+                raise TextTooLong(f"at least {least} tokens")
 
     def _max_bytes(self, max_tokens: int) -> int:
         return max_tokens * self.longest_token_bytes

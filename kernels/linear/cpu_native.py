@@ -6,6 +6,7 @@ import torch
 
 from quire.kernels.checks import check_tensor
 from quire.kernels.native import InstructionSet, Library
+from quire.kernels.native.row_ops import raise_for
 
 WEIGHTS = struct.Struct("@3Q5q")
 """The fields of LinearWeights (kernels/native/linear.h)."""
@@ -83,6 +84,7 @@ class NativeLinear:
         rows = x_TK.shape[0]
         y_TN = torch.empty((rows, self.out_features), dtype=self.dtype)
         threads = torch.get_num_threads()
-        if self._run(self._weights, x_TK.data_ptr(), y_TN.data_ptr(), rows, threads) != 0:
-            raise MemoryError(f"no memory for a copy of x, {rows} rows of {self.in_features}")
+        status = self._run(self._weights, x_TK.data_ptr(), y_TN.data_ptr(), rows, threads)
+        if status:
+            raise_for(status)
         return y_TN

@@ -202,13 +202,17 @@ def _replies(whole: Any, others: Responses) -> Responses:
 
 def _form() -> dict[str, Any]:
     """The body of an upload, for the OpenAPI document."""
-    schema = body(FileUpload)["requestBody"]["content"]["application/json"]["schema"]
-    schema["properties"]["file"] = {
+    fields = body(FileUpload)["requestBody"]["content"]["application/json"]["schema"]
+    file = {
         "type": "string",
         "format": "binary",
         "description": "JSON lines, one request in each.",
     }
-    schema["required"] = ["file", *schema["required"]]
+    schema = {
+        **fields,
+        "properties": {**fields["properties"], "file": file},
+        "required": ["file", *fields["required"]],
+    }
     return {
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
     }

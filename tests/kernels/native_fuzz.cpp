@@ -1,9 +1,10 @@
 // Runs the compiled kernels, here attention, on random shapes, with every buffer on the heap at its
 // exact size, and compares them with sums in double. Built with sanitizers by test_native.py;
-// prints "ok".
+// takes a number of rounds, prints "ok".
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <random>
@@ -14,9 +15,9 @@
 extern "C" int quire_attention(const quire::AttentionCall*);
 extern "C" int64_t quire_best_instruction_set();
 
-bool fuzz_linear();
+bool fuzz_linear(int rounds);
 bool fuzz_threads();
-bool fuzz_rows();
+bool fuzz_rows(int rounds);
 
 namespace {
 
@@ -153,8 +154,9 @@ struct Problem {
 
 }  // namespace
 
-int main() {
-    for (int round = 0; round < 6; round++)
+int main(int, char** arguments) {
+    const int rounds = std::atoi(arguments[1]);
+    for (int round = 0; round < rounds; round++)
         for (int64_t set = 0; set <= quire_best_instruction_set(); set++)
             for (int64_t q_type : {FLOAT32, BFLOAT16})
                 for (int64_t cache_type : {q_type, int64_t(FLOAT8_E4M3)}) {
@@ -162,7 +164,7 @@ int main() {
                     problem.call.instruction_set = set;
                     if (!problem.check()) return 1;
                 }
-    if (!fuzz_threads() || !fuzz_linear() || !fuzz_rows()) return 1;
+    if (!fuzz_threads() || !fuzz_linear(rounds) || !fuzz_rows(2 * rounds)) return 1;
     std::puts("ok");
     return 0;
 }

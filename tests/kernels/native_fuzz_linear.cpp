@@ -96,11 +96,11 @@ bool is_right(int64_t set, int64_t type, int64_t weight_type) {
 
 }  // namespace
 
-bool fuzz_linear() {
+bool fuzz_linear(int rounds) {
 #ifdef QUIRE_TILES
     if (quire_linear_instruction_set() != AMX_BF16) return false;
 #endif
-    for (int round = 0; round < 5; round++)
+    for (int round = 0; round < rounds; round++)
         for (int64_t set = 0; set <= quire_linear_instruction_set(); set++)
             for (int64_t type : {FLOAT32, BFLOAT16})
                 for (int64_t weight_type : {type, int64_t(INT8)})

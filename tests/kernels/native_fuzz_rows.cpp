@@ -255,13 +255,13 @@ bool is_right(int64_t set) {
 
 }  // namespace
 
-bool fuzz_rows() {
+bool fuzz_rows(int rounds) {
     for (int64_t set = 0; set <= quire_best_instruction_set(); set++) {
         if (!functions_are_near(passes_of(set))) {
             std::printf("set %d: noise or masses are not near enough\n", int(set));
             return false;
         }
-        for (int round = 0; round < 12; round++)
+        for (int round = 0; round < rounds; round++)
             if (!is_right(set)) {
                 std::printf("a row op of set %d is wrong\n", int(set));
                 return false;

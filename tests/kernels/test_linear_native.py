@@ -1,7 +1,10 @@
 """The compiled dense layer, by every instruction set of this machine: near float64, and a row's
 bits are a function of the row and the weights alone."""
 
+import os
+import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -237,6 +240,52 @@ def test_it_is_the_layer_of_a_cpu_and_takes_another_number_of_threads(same_bits:
     assert linear.row_counts == ()
     assert isinstance(linear.apply, NativeLinear)
     assert same_bits(linear(x), y)
+
+
+@each_set
+def test_bits_do_not_depend_on_the_arithmetic_of_the_calling_thread(
+    instruction_set: InstructionSet, same_bits: SameBits
+) -> None:
+    """A program may flush denormals in its own thread: the pool's know nothing of it."""
+    assert NATIVE is not None
+    tiny = torch.full((64, 8), 1e-20)
+    weight = torch.full((1500, 8), 1e-20)
+    linear = NativeLinear(weight, None, native=NATIVE, instruction_set=instruction_set)
+    torch.set_num_threads(2)
+    y = linear(tiny)
+    assert (y > 0).all()
+
+    torch.set_flush_denormal(True)
+    try:
+        assert all(same_bits(linear(tiny), y) for _ in range(50))
+        assert torch.tensor(1e-40) * 1 == 0, "it is still as the program wants it"
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def bits(y: torch.Tensor) -> bytes:
+    """Without torch's own threads, which a forked process lacks; it uses none for so few."""
+    return y.view(torch.uint8).numpy().tobytes()
+
+
+@each_type
+def test_bits_are_the_same_for_threads_at_once_and_in_a_forked_process(types: Types) -> None:
+    layer = Layer(300, 200, types)
+    inputs = [layer.inputs(rows) for rows in (1, 7, 60, 100)]
+    torch.set_num_threads(1)
+    alone = [bits(layer.run(x)) for x in inputs]
+    torch.set_num_threads(3)
+
+    def is_same(i: int) -> bool:
+        return all(bits(layer.run(inputs[i])) == alone[i] for _ in range(30))
+
+    with ThreadPoolExecutor(len(inputs)) as callers:
+        assert all(callers.map(is_same, range(len(inputs))))
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            os._exit(0 if all(map(is_same, range(len(inputs)))) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_wrong_inputs_are_named() -> None:

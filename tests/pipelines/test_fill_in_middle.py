@@ -114,7 +114,7 @@ def test_long_parts_are_refused_before_they_are_read(tokenizer_folders: dict[str
     found = FillInMiddle.of(reader(backend_with(tokenizer_folders["llama"], STYLES["qwen"])))
     assert found is not None
 
-    for parts in (("a" * 9999, "b"), ("a", "b" * 9999)):
+    for parts in (("a" * 9999, "b"), ("a", "b" * 9999), ("</s>" * 9999, ""), ("", "</s>" * 9999)):
         with pytest.raises(TextTooLong):
             found.encode(*parts, max_tokens=5)
     marks = [chr(code) for code in range(0xFDD0, 0xFDF0)]

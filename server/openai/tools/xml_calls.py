@@ -49,12 +49,10 @@ class XmlCalls(CallSections):
     def _section(self, opening: str) -> Deciding:
         has_called = False
         while True:
-            if has_called:
-                self._begin_raw()
-            is_begun = opening == self._before_name and not has_called
-            if self._before_name and not is_begun:
-                if (yield from self._one_of((self._before_name,))) == END:
-                    break
+            before = self._before_name
+            is_read = not before or (opening == before and not has_called)
+            if not is_read and (yield from self._one_of((before,))) == END:
+                break
             name = yield from self._name()
             if name not in self._names:
                 self._raw_is_content()
@@ -65,12 +63,14 @@ class XmlCalls(CallSections):
             end = yield from self._arguments(self._schemas.get(name, {}))
             if end == END or end in self._format.closings:
                 return end != END
+            self._begin_raw()
             yield from self._spaces()
-        if not has_called:
+        is_closed = has_called and (yield from self._one_of(self._format.closings)) != END
+        if is_closed:
+            self._drop_raw()
+        else:
             self._raw_is_content()
-            return True
-        self._drop_raw()
-        return (yield from self._one_of(self._format.closings)) != END
+        return is_closed or not has_called
 
     def _name(self) -> Reading:
         """A function's name, and what follows it in its tag; END if it breaks off."""
