@@ -19,7 +19,7 @@ int64_t quire_linear_instruction_set();
 int64_t quire_linear_bytes(const quire::LinearWeights*);
 int quire_linear_pack(const quire::LinearWeights*, const void* from, int64_t threads);
 int quire_linear(const quire::LinearWeights*, const void* x, void* y, int64_t rows,
-                          int64_t threads);
+                 int64_t threads);
 }
 
 namespace quire {
@@ -27,6 +27,7 @@ namespace {
 
 constexpr int64_t TILE_BYTES = 1 << 16;         // weights of a tile, at least
 constexpr int64_t SMALL_PRODUCTS = 1 << 16;     // below it a thread would take longer to wake
+constexpr int STRETCH = 128;                    // features of a row that are laid out together
 constexpr int SPINS = 10000;                    // before a thread gives up its processor
 constexpr uintptr_t HUGE_PAGE_BYTES = 1 << 21;
 
@@ -75,13 +76,14 @@ void pack_panel(const LinearWeights& weights, const LinearLayout& layout, const 
             places[column * layout.step + feature] = layout.place(feature, column);
     Element* to = reinterpret_cast<Element*>(static_cast<char*>(weights.packed) +
                                              panel * layout.panel_bytes(width));
-    // A few steps at a time, that what is read and what is written stay in the cache.
-    for (int64_t start = 0; start < steps; start += 16)
+    // Some steps at a time: rows are read in stretches, and what is written stays in the cache.
+    const int64_t most = STRETCH / layout.step;
+    for (int64_t start = 0; start < steps; start += most)
         for (int column = 0; column < layout.columns; column++) {
             const bool is_inside = first + column < weights.out_features;
             const Element* row = from + (first + column) * width;
             const int* place = places + column * layout.step;
-            for (int64_t step = start; step < steps && step < start + 16; step++)
+            for (int64_t step = start; step < steps && step < start + most; step++)
                 for (int feature = 0; feature < layout.step; feature++) {
                     const int64_t k = step * layout.step + feature;
                     to[step * layout.step * layout.columns + place[feature]] =

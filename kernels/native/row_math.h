@@ -1,7 +1,7 @@
 // Rows as vectors of float32, whatever they are stored as, and functions of such vectors.
 //
-// Included once per variant, after vectors.h, wide_words and low_halves. Every function is elementwise: an element's bits do
-// not depend on its lane.
+// Included once per variant, after vectors.h, wide_words and low_halves. Every function is
+// elementwise: an element's bits do not depend on its lane.
 
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
 
@@ -47,7 +47,6 @@ INLINE void narrow_part(T* to, Floats value, int64_t count) {
     narrow(whole, value);
     __builtin_memcpy(to, whole, count * BYTES<T>);
 }
-
 
 // `count` elements at once: all lanes, or the last of a row.
 template <class T>

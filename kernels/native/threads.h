@@ -1,7 +1,8 @@
 // Threads that help the calling one: what they have not begun when it is done, it has done itself.
 //
-// A processor that another process keeps busy so costs no more than its share, where a team that
-// waits for all its members costs a time slice at each call.
+// A processor that another process keeps busy so costs at most itself: two of which one is busy do
+// what one does. Only a helper that is interrupted within a piece is waited for, where a team that
+// waits for all its members may cost a time slice at each call.
 #pragma once
 
 #include <atomic>
