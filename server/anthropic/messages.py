@@ -10,9 +10,10 @@ from quire.server.anthropic.message_format import MessageFormat
 from quire.server.anthropic.replies import TokenCount
 from quire.server.anthropic.schema import CountTokensRequest, MessagesRequest
 from quire.server.engine import Engine
+from quire.server.openai.admission import check_room
 from quire.server.openai.body import read_request, warning_headers
 from quire.server.openai.field_names import named_as, renamed
-from quire.server.openai.prepare_chat import check_room, counted_prompt, prepare_chat
+from quire.server.openai.prepare_chat import counted_prompt, prepare_chat
 from quire.server.openai.respond import respond
 from quire.server.openai.served import ServedModel
 

@@ -13,9 +13,9 @@ from quire.server.generate import sglang, sglang_format, tgi, tgi_format
 from quire.server.generate.error_body import ErrorReply
 from quire.server.generate.sglang_schema import SglangRequest
 from quire.server.generate.tgi_schema import GenerateRequest
+from quire.server.openai.admission import check_room
 from quire.server.openai.body import read_request
 from quire.server.openai.documented import errors, generation, replies
-from quire.server.openai.prepare_chat import check_room
 from quire.server.openai.replies import ErrorReply as OpenAIErrorReply
 
 

@@ -15,10 +15,15 @@ from quire.server.errors import InvalidRequest
 from quire.server.generate.error_body import tgi_body
 from quire.server.generate.tgi_format import TgiFormat
 from quire.server.generate.tgi_schema import GenerateRequest
-from quire.server.openai.admission import build_contexts, constraint_of, grammar_of, tokenize
+from quire.server.openai.admission import (
+    build_contexts,
+    check_room,
+    constraint_of,
+    grammar_of,
+    tokenize,
+)
 from quire.server.openai.body import checked, read_request, warning_headers
 from quire.server.openai.field_names import named_as
-from quire.server.openai.prepare_chat import check_room
 from quire.server.openai.respond import respond
 from quire.server.openai.schema import CompletionRequest
 from quire.server.openai.served import ServedModel

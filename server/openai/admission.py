@@ -22,10 +22,20 @@ from quire.server.errors import (
     InvalidRequest,
 )
 from quire.server.openai.body import disconnect
-from quire.server.openai.origin import origin_of
+from quire.server.openai.origin import caller_of, origin_of
 from quire.server.openai.schema import GenerationRequest
 from quire.server.openai.served import ServedModel
 from quire.server.openai.structured import compiled_grammar, grammar_spec
+
+
+def check_room(http: Request) -> None:
+    """To be called before a body is read.
+
+    Raises:
+        Overloaded, EngineUnavailable: nothing could be admitted now.
+    """
+    engine: Engine = http.app.state.engine
+    engine.check_room(caller_of(http.scope))
 
 
 async def tokenize(

@@ -3,9 +3,10 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
+from quire.server.openai.admission import check_room
 from quire.server.openai.body import read_request, warning_headers
 from quire.server.openai.chat_format import ChatFormat
-from quire.server.openai.prepare_chat import check_room, prepare_chat
+from quire.server.openai.prepare_chat import prepare_chat
 from quire.server.openai.respond import respond
 from quire.server.openai.schema import ChatCompletionRequest
 

@@ -12,7 +12,13 @@ from quire.pipelines.core.logprobs import LogProbabilities
 from quire.pipelines.fill_in_middle import FillInMiddle
 from quire.server.engine import Engine
 from quire.server.errors import UnsupportedParameter
-from quire.server.openai.admission import build_contexts, constraint_of, grammar_of, tokenize
+from quire.server.openai.admission import (
+    build_contexts,
+    check_room,
+    constraint_of,
+    grammar_of,
+    tokenize,
+)
 from quire.server.openai.body import read_request, warning_headers
 from quire.server.openai.generation import ChoiceDelta
 from quire.server.openai.logprobs import (
@@ -21,7 +27,6 @@ from quire.server.openai.logprobs import (
     joined_logprobs,
     prompt_logprobs,
 )
-from quire.server.openai.origin import caller_of
 from quire.server.openai.prompts import Prompt
 from quire.server.openai.replies import CompletionChoice
 from quire.server.openai.reply_format import ReplyFormat
@@ -122,7 +127,7 @@ class CompletionFormat(ReplyFormat):
 async def create_completion(http: Request) -> Response:
     """Continue one or several prompts."""
     engine: Engine = http.app.state.engine
-    engine.check_room(caller_of(http.scope))
+    check_room(http)
     served: ServedModel = http.app.state.served
     request = await read_request(http, CompletionRequest)
     model = served.resolve(request.model)

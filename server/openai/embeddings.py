@@ -17,9 +17,9 @@ from quire.pipelines.embedding_config import EmbeddingConfig, finished_vector
 from quire.server.engine import Engine, Origin, TokenStream
 from quire.server.errors import ClientLeft, ContextLengthExceeded, InvalidRequest
 from quire.server.logs import request_details
-from quire.server.openai.admission import check_token, tokenize
+from quire.server.openai.admission import check_room, check_token, tokenize
 from quire.server.openai.body import disconnect, read_request, warning_headers
-from quire.server.openai.origin import caller_of, origin_of
+from quire.server.openai.origin import origin_of
 from quire.server.openai.prompts import Prompt
 from quire.server.openai.schema import EmbeddingRequest
 from quire.server.openai.served import ServedModel
@@ -33,7 +33,7 @@ MANY_VALUES = 16384
 async def create_embedding(http: Request) -> Response:
     """Embed one or several texts."""
     engine: Engine = http.app.state.engine
-    engine.check_room(caller_of(http.scope))
+    check_room(http)
     served: ServedModel = http.app.state.served
     request = await read_request(http, EmbeddingRequest)
     model = served.resolve(request.model)

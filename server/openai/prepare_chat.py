@@ -11,7 +11,6 @@ from quire.pipelines.core.context import TextContext
 from quire.server.engine import Engine
 from quire.server.openai.admission import build_contexts, constraint_of, grammar_of
 from quire.server.openai.chat_prompt import ChatPrompt, chat_prompt, opening_of
-from quire.server.openai.origin import caller_of
 from quire.server.openai.schema import ChatCompletionRequest
 from quire.server.openai.served import ServedModel
 from quire.server.openai.tools.plan import ReplyPlan, allowed_names
@@ -31,16 +30,6 @@ class PreparedChat:
     def prompt_ids(self) -> list[int]:
         ids: list[int] = self.contexts[0].tokens.prompt.tolist()
         return ids
-
-
-def check_room(http: Request) -> None:
-    """To be called before a body is read.
-
-    Raises:
-        Overloaded, EngineUnavailable: nothing could be admitted now.
-    """
-    engine: Engine = http.app.state.engine
-    engine.check_room(caller_of(http.scope))
 
 
 async def prepare_chat(

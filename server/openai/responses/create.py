@@ -11,12 +11,12 @@ from starlette.responses import JSONResponse, Response
 from quire.config.limits import LIMITS
 from quire.server.engine import Engine
 from quire.server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
+from quire.server.openai.admission import check_room
 from quire.server.openai.body import read_request, warning_headers
 from quire.server.openai.field_names import named_as, renamed
 from quire.server.openai.origin import caller_of
 from quire.server.openai.prepare_chat import (
     PreparedChat,
-    check_room,
     counted_prompt,
     prepare_chat,
 )
