@@ -1,6 +1,7 @@
 """Dense layer on a CPU by the compiled kernel (kernels/native/linear*): exact for all rows."""
 
 import struct
+from dataclasses import dataclass
 
 import torch
 
@@ -8,24 +9,45 @@ from quire.kernels.checks import check_tensor
 from quire.kernels.native import InstructionSet, Library
 from quire.kernels.native.row_ops import raise_for
 
-WEIGHTS = struct.Struct("@3Q5q")
+WEIGHTS = struct.Struct("@4Q7q")
 """The fields of LinearWeights (kernels/native/linear.h)."""
 TYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 3}
 CPU = torch.device("cpu")
 
 
-class NativeLinear:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredMatrix:
+    """A matrix [N, K] as the library packs it: contiguous tensors on the CPU.
+
+    `weight` is of numbers of the type `weight_type`. Those of whole numbers have scales, float32
+    [groups, N], K / groups of neighbouring features each; `offsets`, of the same shape, are added to
+    what number times scale gives.
+    """
+
+    weight: torch.Tensor
+    weight_type: int
+    out_features: int
+    in_features: int
+    scales: torch.Tensor | None = None
+    offsets: torch.Tensor | None = None
+
+    @property
+    def group_size(self) -> int:
+        return self.in_features // (1 if self.scales is None else len(self.scales))
+
+
+class CompiledLinear:
     """y = x W^T + b with weights laid out for the compiled kernel; it keeps no other copy of them.
 
     Sums are in float32 and rounded once. The bits of a row depend neither on the other rows nor
     on the number of threads, which is torch's at each call.
 
     Args:
-        weight_NK: [N, K], bfloat16 or float32; with `scale_N` int8 from -127 to 127.
+        matrix: W.
         bias_N: [N] in the dtype of x, or None.
+        dtype: of x and the result, bfloat16 or float32.
         native: the compiled library.
-        scale_N: [N] float32, what the rows of int8 weights are multiplied by, else None.
-        dtype: of x and the result, bfloat16 or float32: that of the weights unless these are int8.
+        activation_type: the code of the type that x is multiplied in; None: that of `dtype`.
         instruction_set: None: the best of this machine.
 
     Raises:
@@ -34,43 +56,39 @@ class NativeLinear:
 
     def __init__(
         self,
-        weight_NK: torch.Tensor,
+        matrix: StoredMatrix,
         bias_N: torch.Tensor | None,
         *,
+        dtype: torch.dtype,
         native: Library,
-        scale_N: torch.Tensor | None = None,
-        dtype: torch.dtype | None = None,
+        activation_type: int | None = None,
         instruction_set: InstructionSet | None = None,
     ) -> None:
-        self.dtype = weight_NK.dtype if dtype is None else dtype
-        if self.dtype not in (torch.float32, torch.bfloat16):
-            raise ValueError(f"x must be of float32 or bfloat16, got {self.dtype}")
-        weight_NK = weight_NK.contiguous()
-        stored = self.dtype if scale_N is None else torch.int8
-        check_tensor("weight_NK", weight_NK, ("N", "K"), stored, device=CPU)
-        self.out_features, self.in_features = weight_NK.shape
+        if dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"x must be of float32 or bfloat16, got {dtype}")
+        self.dtype = dtype
+        self.out_features, self.in_features = matrix.out_features, matrix.in_features
         if bias_N is not None:
             bias_N = bias_N.contiguous()
-            check_tensor("bias_N", bias_N, (self.out_features,), self.dtype, device=CPU)
-        if scale_N is not None:
-            scale_N = scale_N.contiguous()
-            check_tensor("scale_N", scale_N, (self.out_features,), torch.float32, device=CPU)
-            if weight_NK.numel() and weight_NK.amin() < -127:
-                raise ValueError("weight_NK must be from -127 to 127, got -128")
+            check_tensor("bias_N", bias_N, (self.out_features,), dtype, device=CPU)
         self._run = native.linear
+        tensors = bias_N, matrix.scales, matrix.offsets
+        code = TYPE_CODES[dtype]
         described = (
-            *(0 if tensor is None else tensor.data_ptr() for tensor in (bias_N, scale_N)),
-            *(self.out_features, self.in_features),
-            *(TYPE_CODES[self.dtype], TYPE_CODES[stored]),
+            *(0 if tensor is None else tensor.data_ptr() for tensor in tensors),
+            *(self.out_features, self.in_features, code, matrix.weight_type),
+            *(code if activation_type is None else activation_type, matrix.group_size),
             native.linear_instruction_set if instruction_set is None else instruction_set,
         )
         size = native.linear_bytes(WEIGHTS.pack(0, *described))
         if size == 0:
-            raise ValueError(f"no compiled linear layer of {list(weight_NK.shape)}, {described}")
+            raise ValueError(
+                f"no compiled linear layer of [{self.out_features}, {self.in_features}], {described}"
+            )
         packed = torch.empty(size, dtype=torch.uint8)
         self._weights = WEIGHTS.pack(packed.data_ptr(), *described)
-        self._kept = packed, bias_N, scale_N
-        native.linear_pack(self._weights, weight_NK.data_ptr(), torch.get_num_threads())
+        self._kept = packed, *tensors
+        native.linear_pack(self._weights, matrix.weight.data_ptr(), torch.get_num_threads())
 
     def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
         """[T, K] to [T, N].
@@ -88,3 +106,63 @@ class NativeLinear:
         if status:
             raise_for(status)
         return y_TN
+
+
+class NativeLinear(CompiledLinear):
+    """A `CompiledLinear` of plain numbers, or of int8 with a scale per row.
+
+    Args:
+        weight_NK: [N, K], bfloat16 or float32; with `scale_N` int8 from -127 to 127.
+        bias_N, native, instruction_set: as of `CompiledLinear`.
+        scale_N: [N] float32, what the rows of int8 weights are multiplied by, else None.
+        dtype: that of the weights unless these are int8.
+
+    Raises:
+        ValueError: as of `CompiledLinear`.
+    """
+
+    def __init__(
+        self,
+        weight_NK: torch.Tensor,
+        bias_N: torch.Tensor | None,
+        *,
+        native: Library,
+        scale_N: torch.Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        instruction_set: InstructionSet | None = None,
+    ) -> None:
+        dtype = weight_NK.dtype if dtype is None else dtype
+        super().__init__(
+            matrix_of(weight_NK, scale_N, dtype),
+            bias_N,
+            dtype=dtype,
+            native=native,
+            instruction_set=instruction_set,
+        )
+
+
+def matrix_of(
+    weight_NK: torch.Tensor, scale_N: torch.Tensor | None, dtype: torch.dtype
+) -> StoredMatrix:
+    """Of `weight_NK` in `dtype`, or with `scale_N` [N] float32 int8 from -127 to 127.
+
+    Raises:
+        ValueError: a shape, dtype, device or number outside the above.
+    """
+    weight_NK = weight_NK.contiguous()
+    stored = dtype if scale_N is None else torch.int8
+    check_tensor("weight_NK", weight_NK, ("N", "K"), stored, device=CPU)
+    out_features, in_features = weight_NK.shape
+    if scale_N is not None:
+        scale_N = scale_N.contiguous()
+        check_tensor("scale_N", scale_N, (out_features,), torch.float32, device=CPU)
+        if weight_NK.numel() and weight_NK.amin() < -127:
+            raise ValueError("weight_NK must be from -127 to 127, got -128")
+        scale_N = scale_N.unsqueeze(0)
+    return StoredMatrix(
+        weight=weight_NK,
+        weight_type=TYPE_CODES.get(stored, -1),
+        out_features=out_features,
+        in_features=in_features,
+        scales=scale_N,
+    )

@@ -52,7 +52,10 @@ const LinearVariant* variant_of(const LinearWeights& weights) {
 bool is_sound(const LinearWeights& weights) {
     bool has_type = weights.type == FLOAT32 || weights.type == BFLOAT16;
     bool has_weights = weights.weight_type == weights.type || weights.weight_type == INT8;
-    return has_type && has_weights && weights.out_features > 0 && weights.in_features > 0;
+    bool is_plain = weights.activation_type == weights.type && weights.offsets == nullptr &&
+                    weights.group_size == weights.in_features;
+    return has_type && has_weights && is_plain && weights.out_features > 0 &&
+           weights.in_features > 0;
 }
 
 // A few entries of the processor's page table instead of thousands.
@@ -128,7 +131,7 @@ struct Call {
 
     // All rows of x, by the threads that are here by then: one that wakes late holds up none.
     void pack_rows() {
-        const int64_t steps = layout.steps(weights.in_features);
+        const int64_t row_words = layout.row_words(weights.in_features);
         const int64_t in_block = row_groups(BLOCK_ROWS, layout.max_rows);
         const int64_t last = work.rows / BLOCK_ROWS * BLOCK_ROWS;
         const int64_t groups = last / BLOCK_ROWS * in_block +
@@ -138,7 +141,7 @@ struct Call {
             RowGroups rows(block < last ? BLOCK_ROWS : work.rows - last, layout.max_rows);
             int64_t first = block + rows.first(group % in_block);
             int count = rows.count(group % in_block);
-            variant.pack_rows(weights, x, first, count, packed_x + first * steps * layout.words);
+            variant.pack_rows(weights, x, first, count, packed_x + first * row_words);
             groups_packed++;
         }
         for (int spins = 0; groups_packed < groups; spins++)
@@ -151,7 +154,7 @@ struct Call {
         for (int64_t number = next_tile++, next; number < work.size; number = next) {
             next = next_tile++;
             LinearTile tile = work.tile(number);
-            tile.x = packed_x + tile.first_row * layout.steps(weights.in_features) * layout.words;
+            tile.x = packed_x + tile.first_row * layout.row_words(weights.in_features);
             tile.y = y;
             int64_t ahead = work.first_panel(next < work.size ? next : number);
             tile.next = packed + ahead * work.panel_bytes;
@@ -170,8 +173,8 @@ struct Sample {
         uint16_t from[WIDTH * DEPTH];
         for (int i = 0; i < ROWS * DEPTH; i++) x[i] = whole(i * 7 % 17);
         for (int i = 0; i < WIDTH * DEPTH; i++) from[i] = whole(i * 5 % 13);
-        LinearWeights weights{packed,   nullptr,  nullptr, WIDTH, DEPTH,
-                              BFLOAT16, BFLOAT16, instruction_set};
+        LinearWeights weights{packed,   nullptr,  nullptr, nullptr,  WIDTH, DEPTH,
+                              BFLOAT16, BFLOAT16, BFLOAT16, DEPTH, instruction_set};
         return quire_linear_bytes(&weights) > 0 && quire_linear_pack(&weights, from, 1) == OK &&
                quire_linear(&weights, x, y, ROWS, 1) == OK;
     }
@@ -245,7 +248,7 @@ EXPORT int quire_linear(const LinearWeights* given, const void* x, void* y, int6
     if (variant == nullptr || !is_sound(weights) || rows < 0 || threads < 1) return BAD_CALL;
     if (rows == 0) return OK;
     LinearLayout layout = variant->layout(weights);
-    size_t words = size_t(rows) * layout.steps(weights.in_features) * layout.words;
+    size_t words = size_t(rows) * layout.row_words(weights.in_features);
     uint32_t* packed_x = static_cast<uint32_t*>(std::malloc(words * sizeof(uint32_t)));
     if (packed_x == nullptr) return NO_MEMORY;
     if (rows * weights.out_features * weights.in_features < SMALL_PRODUCTS) threads = 1;

@@ -20,10 +20,13 @@ constexpr int MAX_STEP = 32;      // input features of a step, in every variant
 struct LinearWeights {
     void* packed;
     const void* bias;     // [out_features] of `type`, or null
-    const float* scales;  // [out_features], of int8 weights
+    const float* scales;   // [groups, out_features], of weights that are whole numbers
+    const float* offsets;  // as scales, added to what these give, or null
     int64_t out_features, in_features;
-    int64_t type;         // of x, y and bias: FLOAT32 or BFLOAT16
-    int64_t weight_type;  // `type`, or INT8
+    int64_t type;             // of x, y and bias: FLOAT32 or BFLOAT16
+    int64_t weight_type;      // `type`, or INT8
+    int64_t activation_type;  // `type`: that x is multiplied in
+    int64_t group_size;       // input features with the same scale: all of them
     int64_t instruction_set;
 };
 
@@ -35,11 +38,13 @@ struct LinearLayout {
     int element_size;  // in bytes, as stored
     int words;         // of 32 bits, that a step of a row of x takes
     int (*place)(int feature, int column);  // of an element among those of its step
+    int64_t side_words = 0;  // of a row of x, beside those of its steps
 
     int64_t steps(int64_t in_features) const { return (in_features + step - 1) / step; }
     int64_t panel_bytes(int64_t in_features) const {
         return steps(in_features) * step * columns * element_size;
     }
+    int64_t row_words(int64_t in_features) const { return steps(in_features) * words + side_words; }
     int64_t panels(int64_t out_features) const { return (out_features + columns - 1) / columns; }
 };
 

@@ -62,6 +62,7 @@ bool is_right(int64_t set, int64_t type, int64_t weight_type) {
     weights.scales = reinterpret_cast<const float*>(scales.bytes.data());
     weights.out_features = width, weights.in_features = depth;
     weights.type = type, weights.weight_type = weight_type, weights.instruction_set = set;
+    weights.activation_type = type, weights.group_size = depth;
     std::vector<uint8_t> packed(quire_linear_bytes(&weights));
     weights.packed = packed.data();
     if (quire_linear_pack(&weights, from.bytes.data(), draw(1, 2)) != OK) return false;
