@@ -1,6 +1,6 @@
 """Dense layer with prepared weights, and rows whose bits do not depend on the other rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,6 +103,7 @@ def prepare_linear(
     *,
     exact: bool = True,
     plans: TilePlans | None = None,
+    more_rows: Sequence[torch.Tensor] = (),
 ) -> PreparedLinear:
     """Lay out the weights for their device; the original may be freed afterwards (CPU).
 
@@ -116,6 +117,8 @@ def prepare_linear(
         exact: False lets the fastest library choose its kernel by the number of rows (CUDA, or a
             CPU without the compiled library, whose exact kernel is the fastest).
         plans: probe results; layers prepared with the same object probe each shape once.
+        more_rows: [n, K] each, like `weight_NK`: the rows of W that follow, which N counts too. The
+            compiled library takes them from where they are, without a copy of them all.
 
     Raises:
         ValueError: a shape, dtype or device outside the above.
@@ -126,11 +129,13 @@ def prepare_linear(
             f"weight must be [N, K] of one of {allowed}, "
             f"got {tuple(weight_NK.shape)} of {weight_NK.dtype}"
         )
-    if bias_N is not None and (
-        bias_N.shape != weight_NK.shape[:1] or bias_N.dtype != weight_NK.dtype
-    ):
+    native = None if weight_NK.is_cuda else library()
+    if native is None and more_rows:
+        weight_NK, more_rows = torch.cat([weight_NK, *more_rows]), ()
+    out_features = len(weight_NK) + sum(len(rows) for rows in more_rows)
+    if bias_N is not None and (bias_N.shape != (out_features,) or bias_N.dtype != weight_NK.dtype):
         raise ValueError(
-            f"bias must be [{weight_NK.shape[0]}] of {weight_NK.dtype}, "
+            f"bias must be [{out_features}] of {weight_NK.dtype}, "
             f"got {tuple(bias_N.shape)} of {bias_N.dtype}"
         )
     if bias_N is not None and bias_N.device != weight_NK.device:
@@ -139,13 +144,11 @@ def prepare_linear(
     if weight_NK.is_cuda:
         bias_N = None if bias_N is None else bias_N.contiguous()
         apply: Apply = _applied_on_cuda(weight_NK.contiguous(), bias_N, exact=exact)
-    elif (native := library()) is not None:
-        apply = NativeLinear(weight_NK, bias_N, native=native)
+    elif native is not None:
+        apply = NativeLinear(weight_NK, bias_N, native=native, more_rows=more_rows)
     else:
         apply = prepacked(weight_NK, bias_N)
         if exact:
             row_counts = (plans or TilePlans()).row_counts(weight_NK, bias_N is not None)
             apply = in_row_counts(apply, weight_NK.shape[0], row_counts)
-    return PreparedLinear(
-        weight_NK.shape[1], weight_NK.shape[0], weight_NK.dtype, row_counts, apply
-    )
+    return PreparedLinear(weight_NK.shape[1], out_features, weight_NK.dtype, row_counts, apply)

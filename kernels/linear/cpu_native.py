@@ -1,6 +1,7 @@
 """Dense layer on a CPU by the compiled kernel (kernels/native/linear*): exact for all rows."""
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,8 @@ CPU = torch.device("cpu")
 class StoredMatrix:
     """A matrix [N, K] as the library packs it: contiguous tensors on the CPU.
 
-    `weight` is of numbers of the type `weight_type`. Those of whole numbers have scales, float32
+    `weight` are its rows, or the first of them: those of `more_rows`, [n, K] each, follow.
+    Their numbers are of the type `weight_type`. Those of whole numbers have scales, float32
     [groups, N], K / groups of neighbouring features each; `offsets`, of the same shape, are added to
     what number times scale gives.
     """
@@ -30,6 +32,7 @@ class StoredMatrix:
     in_features: int
     scales: torch.Tensor | None = None
     offsets: torch.Tensor | None = None
+    more_rows: tuple[torch.Tensor, ...] = ()
 
     @property
     def group_size(self) -> int:
@@ -88,7 +91,10 @@ class CompiledLinear:
         packed = torch.empty(size, dtype=torch.uint8)
         self._weights = WEIGHTS.pack(packed.data_ptr(), *described)
         self._kept = packed, *tensors
-        native.linear_pack(self._weights, matrix.weight.data_ptr(), torch.get_num_threads())
+        first, threads = 0, torch.get_num_threads()
+        for part in (matrix.weight, *matrix.more_rows):
+            native.linear_pack_rows(self._weights, part.data_ptr(), first, len(part), threads)
+            first += len(part)
 
     def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
         """[T, K] to [T, N].
@@ -114,6 +120,7 @@ class NativeLinear(CompiledLinear):
     Args:
         weight_NK: [N, K], bfloat16 or float32; with `scale_N` int8 from -127 to 127.
         bias_N, native, instruction_set: as of `CompiledLinear`.
+        more_rows: [n, K] each, of W after those of `weight_NK`; plain numbers only.
         scale_N: [N] float32, what the rows of int8 weights are multiplied by, else None.
         dtype: that of the weights unless these are int8.
 
@@ -130,10 +137,11 @@ class NativeLinear(CompiledLinear):
         scale_N: torch.Tensor | None = None,
         dtype: torch.dtype | None = None,
         instruction_set: InstructionSet | None = None,
+        more_rows: Sequence[torch.Tensor] = (),
     ) -> None:
         dtype = weight_NK.dtype if dtype is None else dtype
         super().__init__(
-            matrix_of(weight_NK, scale_N, dtype),
+            matrix_of(weight_NK, scale_N, dtype, more_rows),
             bias_N,
             dtype=dtype,
             native=native,
@@ -142,7 +150,10 @@ class NativeLinear(CompiledLinear):
 
 
 def matrix_of(
-    weight_NK: torch.Tensor, scale_N: torch.Tensor | None, dtype: torch.dtype
+    weight_NK: torch.Tensor,
+    scale_N: torch.Tensor | None,
+    dtype: torch.dtype,
+    more_rows: Sequence[torch.Tensor] = (),
 ) -> StoredMatrix:
     """Of `weight_NK` in `dtype`, or with `scale_N` [N] float32 int8 from -127 to 127.
 
@@ -153,6 +164,10 @@ def matrix_of(
     stored = dtype if scale_N is None else torch.int8
     check_tensor("weight_NK", weight_NK, ("N", "K"), stored, device=CPU)
     out_features, in_features = weight_NK.shape
+    more_rows = tuple(rows.contiguous() for rows in more_rows)
+    for rows in more_rows:
+        check_tensor("more_rows", rows, ("n", in_features), stored, device=CPU)
+        out_features += len(rows)
     if scale_N is not None:
         scale_N = scale_N.contiguous()
         check_tensor("scale_N", scale_N, (out_features,), torch.float32, device=CPU)
@@ -165,4 +180,5 @@ def matrix_of(
         out_features=out_features,
         in_features=in_features,
         scales=scale_N,
+        more_rows=more_rows,
     )

@@ -57,6 +57,8 @@ class Library:
         self.linear_bytes.restype = number
         self.linear_pack = functions.quire_linear_pack
         self.linear_pack.argtypes = [ctypes.c_char_p, pointer, number]
+        self.linear_pack_rows = functions.quire_linear_pack_rows
+        self.linear_pack_rows.argtypes = [ctypes.c_char_p, pointer, number, number, number]
         self.linear = functions.quire_linear
         self.linear.argtypes = [ctypes.c_char_p, pointer, pointer, number, number]
         self.norm = _taking_a_call(functions.quire_norm)

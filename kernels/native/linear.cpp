@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #endif
 
+#include "linear_pack.h"
 #include "threads.h"
 
 extern "C" {
@@ -18,6 +19,8 @@ int64_t quire_best_instruction_set();
 int64_t quire_linear_instruction_set();
 int64_t quire_linear_bytes(const quire::LinearWeights*);
 int quire_linear_pack(const quire::LinearWeights*, const void* from, int64_t threads);
+int quire_linear_pack_rows(const quire::LinearWeights*, const void* from, int64_t first,
+                           int64_t rows, int64_t threads);
 int quire_linear(const quire::LinearWeights*, const void* x, void* y, int64_t rows,
                  int64_t threads);
 }
@@ -27,7 +30,6 @@ namespace {
 
 constexpr int64_t TILE_BYTES = 1 << 16;         // weights of a tile, at least
 constexpr int64_t SMALL_PRODUCTS = 1 << 16;     // below it a thread would take longer to wake
-constexpr int STRETCH = 128;                    // features of a row that are laid out together
 constexpr int SPINS = 10000;                    // before a thread gives up its processor
 constexpr uintptr_t HUGE_PAGE_BYTES = 1 << 21;
 
@@ -66,33 +68,6 @@ void use_huge_pages(void* start, int64_t bytes) {
     // Where the kernel refuses, pages stay small.
     if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
 #endif
-}
-
-template <class Element>
-void pack_panel(const LinearWeights& weights, const LinearLayout& layout, const Element* from,
-                int64_t panel) {
-    const int64_t width = weights.in_features, first = panel * layout.columns;
-    const int64_t steps = layout.steps(width);
-    int places[MAX_STEP * MAX_COLUMNS];
-    for (int column = 0; column < layout.columns; column++)
-        for (int feature = 0; feature < layout.step; feature++)
-            places[column * layout.step + feature] = layout.place(feature, column);
-    Element* to = reinterpret_cast<Element*>(static_cast<char*>(weights.packed) +
-                                             panel * layout.panel_bytes(width));
-    // Some steps at a time: rows are read in stretches, and what is written stays in the cache.
-    const int64_t most = STRETCH / layout.step;
-    for (int64_t start = 0; start < steps; start += most)
-        for (int column = 0; column < layout.columns; column++) {
-            const bool is_inside = first + column < weights.out_features;
-            const Element* row = from + (first + column) * width;
-            const int* place = places + column * layout.step;
-            for (int64_t step = start; step < steps && step < start + most; step++)
-                for (int feature = 0; feature < layout.step; feature++) {
-                    const int64_t k = step * layout.step + feature;
-                    to[step * layout.step * layout.columns + place[feature]] =
-                        is_inside && k < width ? row[k] : Element(0);
-                }
-        }
 }
 
 // The tiles of a call: panels by rows, in the order in which threads take them.
@@ -224,21 +199,26 @@ EXPORT int64_t quire_linear_bytes(const LinearWeights* weights) {
     return layout.panels(weights->out_features) * layout.panel_bytes(weights->in_features);
 }
 
-EXPORT int quire_linear_pack(const LinearWeights* weights, const void* from, int64_t threads) {
+EXPORT int quire_linear_pack_rows(const LinearWeights* weights, const void* from, int64_t first,
+                                  int64_t rows, int64_t threads) {
     const LinearVariant* variant = variant_of(*weights);
-    if (variant == nullptr || !is_sound(*weights)) return BAD_CALL;
-    LinearLayout layout = variant->layout(*weights);
-    int64_t panels = layout.panels(weights->out_features);
-    use_huge_pages(weights->packed, panels * layout.panel_bytes(weights->in_features));
-    run_pieces(threads, panels, [&](int64_t panel) {
-        if (layout.element_size == 4)
-            pack_panel(*weights, layout, static_cast<const uint32_t*>(from), panel);
-        else if (layout.element_size == 2)
-            pack_panel(*weights, layout, static_cast<const uint16_t*>(from), panel);
-        else
-            pack_panel(*weights, layout, static_cast<const uint8_t*>(from), panel);
+    const bool is_inside = first >= 0 && rows > 0 && first + rows <= weights->out_features;
+    if (variant == nullptr || !is_sound(*weights) || !is_inside) return BAD_CALL;
+    const LinearLayout layout = variant->layout(*weights);
+    const int64_t begin = first / layout.columns, end = layout.panels(first + rows);
+    const StoredRows stored{from, first, rows};
+    if (first == 0)
+        use_huge_pages(weights->packed, layout.panels(weights->out_features) *
+                                            layout.panel_bytes(weights->in_features));
+    const Places places(layout);
+    run_pieces(threads, end - begin, [&](int64_t number) {
+        Panel(*weights, layout, places, stored, begin + number).pack();
     });
     return OK;
+}
+
+EXPORT int quire_linear_pack(const LinearWeights* weights, const void* from, int64_t threads) {
+    return quire_linear_pack_rows(weights, from, 0, weights->out_features, threads);
 }
 
 EXPORT int quire_linear(const LinearWeights* given, const void* x, void* y, int64_t rows,

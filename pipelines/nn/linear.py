@@ -315,7 +315,7 @@ class StackedLinear:
         """Lay out on the device what was read, and let go of the rest."""
         stack, whole = self._stack(), self._read
         if stack is None and not any(part.is_packed_on(self.device) for part, _ in whole):
-            stack = DenseWeight(torch.cat([part.dense() for part, _ in whole]))
+            stack = DenseWeight(*(part.dense() for part, _ in whole))
         if stack is not None:
             whole = [(stack, self.stacked_bias)]
         self._read = []

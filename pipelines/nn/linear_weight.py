@@ -88,11 +88,12 @@ class LinearWeight(ABC):
 
 
 class DenseWeight(LinearWeight):
-    """Plain numbers."""
+    """Plain numbers: the rows of `weight_NK`, then those of `more_rows`, [n, K] each."""
 
-    def __init__(self, weight_NK: torch.Tensor) -> None:
-        self.out_dim, self.in_dim = weight_NK.shape
-        self._weight = weight_NK
+    def __init__(self, weight_NK: torch.Tensor, *more_rows: torch.Tensor) -> None:
+        self.in_dim = weight_NK.shape[1]
+        self.out_dim = len(weight_NK) + sum(len(rows) for rows in more_rows)
+        self._parts = weight_NK, *more_rows
 
     @classmethod
     def from_tensors(
@@ -103,13 +104,23 @@ class DenseWeight(LinearWeight):
 
     @classmethod
     def stack(cls, parts: Sequence[Self]) -> Self:
-        return cls(torch.cat([part.dense() for part in parts]))
+        return cls(*(rows for part in parts for rows in part._parts))
 
     def select(self, rows: Sequence[slice], columns: slice) -> Self:
-        return type(self)(torch.cat([self._weight[part, columns] for part in rows]))
+        whole = self.dense()
+        return type(self)(torch.cat([whole[part, columns] for part in rows]))
 
     def dense(self) -> torch.Tensor:
-        return self._weight
+        return self._parts[0] if len(self._parts) == 1 else torch.cat(self._parts)
+
+    def prepare(
+        self, bias_N: torch.Tensor | None, device: torch.device, plans: TilePlans | None
+    ) -> Apply:
+        if device.type != "cpu":
+            return super().prepare(bias_N, device, plans)
+        first, *others = self._parts
+        exact = plans is not None
+        return prepare_linear(first, bias_N, exact=exact, plans=plans, more_rows=others)
 
 
 class PackedWeight(LinearWeight):

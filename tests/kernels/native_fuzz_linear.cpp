@@ -1,5 +1,6 @@
 // Runs the linear layer on random shapes, with every buffer on the heap at its exact size, and
 // compares it with sums in double. Part of native_fuzz.cpp.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -11,6 +12,8 @@
 extern "C" int64_t quire_linear_instruction_set();
 extern "C" int64_t quire_linear_bytes(const quire::LinearWeights*);
 extern "C" int quire_linear_pack(const quire::LinearWeights*, const void*, int64_t);
+extern "C" int quire_linear_pack_rows(const quire::LinearWeights*, const void*, int64_t, int64_t,
+                                      int64_t);
 extern "C" int quire_linear(const quire::LinearWeights*, const void*, void*, int64_t, int64_t);
 
 namespace {
@@ -65,7 +68,20 @@ bool is_right(int64_t set, int64_t type, int64_t weight_type) {
     weights.activation_type = type, weights.group_size = depth;
     std::vector<uint8_t> packed(quire_linear_bytes(&weights));
     weights.packed = packed.data();
+    const int64_t cut = draw(1, width), row_bytes = depth * from.width();
     if (quire_linear_pack(&weights, from.bytes.data(), draw(1, 2)) != OK) return false;
+    const std::vector<uint8_t> whole = packed;
+    std::fill(packed.begin(), packed.end(), uint8_t(0xff));
+    for (int64_t first = 0; first < width; first += cut) {
+        const int64_t rows = std::min(cut, width - first);
+        const uint8_t* part = from.bytes.data() + first * row_bytes;
+        if (quire_linear_pack_rows(&weights, part, first, rows, draw(1, 2)) != OK) return false;
+    }
+    if (packed != whole) {
+        std::printf("set %d, types %d %d: packed by %d rows it differs\n", int(set), int(type),
+                    int(weight_type), int(cut));
+        return false;
+    }
     void* to = y.bytes.data();
     if (quire_linear(&weights, x.bytes.data(), to, rows, draw(1, 3)) != OK) return false;
     if (rows > 0) {
