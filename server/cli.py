@@ -94,13 +94,16 @@ def serve(**options: Any) -> None:
     settings = _load(ServeSettings, options)
     import uvloop
 
-    from quire.server.daemon import Daemon
-    from quire.server.logs import configure_logging
-
-    configure_logging(settings.log_format, settings.log_level)
+    from quire.server.worker_process import worker_ahead
 
     async def run() -> None:
-        await Daemon(settings).run()
+        async with worker_ahead() as worker:
+            # The worker's imports take longest: these meanwhile.
+            from quire.server.daemon import Daemon
+            from quire.server.logs import configure_logging
+
+            configure_logging(settings.log_format, settings.log_level)
+            await Daemon(settings, worker).run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())

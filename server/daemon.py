@@ -68,10 +68,16 @@ class _HttpServer(uvicorn.Server):
 
 
 class Daemon:
-    """The API process's life, from the bound port to the exit code."""
+    """The API process's life, from the bound port to the exit code.
 
-    def __init__(self, settings: ServeSettings) -> None:
+    `worker` waits for its boot line; without one, or when it is dead, one is started.
+    """
+
+    def __init__(
+        self, settings: ServeSettings, worker: asyncio.subprocess.Process | None = None
+    ) -> None:
         self._settings = settings
+        self._worker = worker
         self._lifecycle = Lifecycle()
         self._names = settings.served_model_name or (default_model_name(settings.model),)
         self._metrics = Metrics(self._names[0], maxserve_names=settings.maxserve_metrics)
@@ -176,7 +182,7 @@ class Daemon:
             self._grammars = GrammarCompiler(boot, self._client.prepare_grammars)
             app.state.grammars = self._grammars
             self._supervisor = Supervisor(
-                settings, folder, self._client, self._lifecycle, self._metrics
+                settings, folder, self._client, self._lifecycle, self._metrics, worker=self._worker
             )
             await self._supervisor.run()
         except QuireError as error:

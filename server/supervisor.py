@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import stat
-import sys
 import tempfile
 import time
 from collections import deque
@@ -25,7 +24,6 @@ import zmq.asyncio
 
 from quire.config.errors import ConfigError, EngineLost, ModelError, QuireError
 from quire.config.settings import ModelSettings, ServeSettings
-from quire.config.worker_env import worker_environment
 from quire.pipelines.architectures.custom import module_files
 from quire.pipelines.core.messages import (
     Fatal,
@@ -43,6 +41,7 @@ from quire.server.engine_client import EngineClient, ProtocolError
 from quire.server.errors import EngineUnavailable
 from quire.server.lifecycle import Lifecycle
 from quire.server.metrics import Metrics
+from quire.server.worker_process import start_worker_process
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +58,8 @@ _DIRECTORY_PREFIX = "quire-"
 class Supervisor:
     """Owns the worker process and its socket; tells `EngineClient` what arrives.
 
-    `failure` holds the error that ended it, when it gave up.
+    `failure` holds the error that ended it, when it gave up. `worker` is a process that waits for
+    its boot line, to be the first.
     """
 
     def __init__(
@@ -69,6 +69,8 @@ class Supervisor:
         client: EngineClient,
         lifecycle: Lifecycle,
         metrics: Metrics,
+        *,
+        worker: asyncio.subprocess.Process | None = None,
     ) -> None:
         self.failure: QuireError | None = None
         self._settings = settings
@@ -77,6 +79,7 @@ class Supervisor:
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._epoch = 0
+        self._waiting = worker
         # Whatever decides bits or lengths is the same for every epoch of this daemon.
         self._worker_settings = {
             **settings.model_dump(mode="json", include=set(ModelSettings.model_fields)),
@@ -164,14 +167,9 @@ class Supervisor:
         await asyncio.sleep(RETRY_SECONDS)
 
     async def _spawn(self, endpoint: str) -> asyncio.subprocess.Process:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",
-            "-m",
-            "quire.pipelines.worker",
-            stdin=asyncio.subprocess.PIPE,
-            env=worker_environment(),
-        )
+        process, self._waiting = self._waiting, None
+        if process is None or process.returncode is not None:
+            process = await start_worker_process()
         boot = Boot(self._epoch, endpoint, str(self._folder), self._worker_settings)
         assert process.stdin is not None
         # A child that is dead already has closed its end; its exit code tells.

@@ -1,14 +1,15 @@
 """Dense layer on a CPU by the compiled kernel (kernels/native/linear*): exact for all rows."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
 from quire.kernels.checks import check_tensor
 from quire.kernels.native import InstructionSet, Library
-from quire.kernels.native.row_ops import raise_for
+from quire.kernels.native.row_ops import BAD_BATCH, raise_for
 
 WEIGHTS = struct.Struct("@4Q7q")
 """The fields of LinearWeights (kernels/native/linear.h)."""
@@ -20,8 +21,8 @@ CPU = torch.device("cpu")
 class StoredMatrix:
     """A matrix [N, K] as the library packs it: contiguous tensors on the CPU.
 
-    `weight` are its rows, or the first of them: those of `more_rows`, [n, K] each, follow.
-    Their numbers are of the type `weight_type`. Those of whole numbers have scales, float32
+    `weight` are its rows, or the first of them: those of `more_rows`, [n, K] each, follow, each of
+    which is needed no longer when the next is asked for. Their numbers are of the type `weight_type`. Those of whole numbers have scales, float32
     [groups, N], K / groups of neighbouring features each; `offsets`, of the same shape, are added to
     what number times scale gives.
     """
@@ -32,7 +33,7 @@ class StoredMatrix:
     in_features: int
     scales: torch.Tensor | None = None
     offsets: torch.Tensor | None = None
-    more_rows: tuple[torch.Tensor, ...] = ()
+    more_rows: Iterable[torch.Tensor] = ()
 
     @property
     def group_size(self) -> int:
@@ -91,10 +92,18 @@ class CompiledLinear:
         packed = torch.empty(size, dtype=torch.uint8)
         self._weights = WEIGHTS.pack(packed.data_ptr(), *described)
         self._kept = packed, *tensors
-        first, threads = 0, torch.get_num_threads()
-        for part in (matrix.weight, *matrix.more_rows):
-            native.linear_pack_rows(self._weights, part.data_ptr(), first, len(part), threads)
-            first += len(part)
+        self._pack(matrix, native)
+
+    def _pack(self, matrix: StoredMatrix, native: Library) -> None:
+        first, stored, width = 0, matrix.weight.dtype, matrix.weight.shape[1]
+        for part in chain((matrix.weight,), matrix.more_rows):
+            check_tensor("more_rows", part, ("n", width), stored, device=CPU)
+            rows, threads = part.contiguous(), torch.get_num_threads()
+            if native.linear_pack_rows(self._weights, rows.data_ptr(), first, len(rows), threads):
+                raise ValueError(f"expected {self.out_features} rows, got more")
+            first += len(rows)
+        if first != self.out_features:
+            raise ValueError(f"expected {self.out_features} rows, got {first}")
 
     def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
         """[T, K] to [T, N].
@@ -120,7 +129,9 @@ class NativeLinear(CompiledLinear):
     Args:
         weight_NK: [N, K], bfloat16 or float32; with `scale_N` int8 from -127 to 127.
         bias_N, native, instruction_set: as of `CompiledLinear`.
-        more_rows: [n, K] each, of W after those of `weight_NK`; plain numbers only.
+        more_rows: [n, K] each, of W after those of `weight_NK`; plain numbers only. Each is needed no
+            longer when the next is asked for.
+        out_features: N; None where `more_rows` is a sequence, of which it is counted.
         scale_N: [N] float32, what the rows of int8 weights are multiplied by, else None.
         dtype: that of the weights unless these are int8.
 
@@ -137,25 +148,52 @@ class NativeLinear(CompiledLinear):
         scale_N: torch.Tensor | None = None,
         dtype: torch.dtype | None = None,
         instruction_set: InstructionSet | None = None,
-        more_rows: Sequence[torch.Tensor] = (),
+        more_rows: Iterable[torch.Tensor] = (),
+        out_features: int | None = None,
     ) -> None:
         dtype = weight_NK.dtype if dtype is None else dtype
+        self._rows = native.linear_rows
+        self._is_plain = scale_N is None
         super().__init__(
-            matrix_of(weight_NK, scale_N, dtype, more_rows),
+            matrix_of(weight_NK, scale_N, dtype, more_rows, out_features),
             bias_N,
             dtype=dtype,
             native=native,
             instruction_set=instruction_set,
         )
 
+    def rows(self, numbers_T: torch.Tensor) -> torch.Tensor:
+        """The rows of W of these numbers, int32 [T]: [T, K].
+
+        Raises:
+            IndexError: there is no such row.
+            ValueError: the weights are not plain numbers, or `numbers_T` is not as above.
+        """
+        if not self._is_plain:
+            raise ValueError("rows of int8 weights are not given")
+        numbers_T = numbers_T.contiguous()
+        check_tensor("numbers_T", numbers_T, ("T",), torch.int32, device=CPU)
+        count = numbers_T.shape[0]
+        out_TK = torch.empty((count, self.in_features), dtype=self.dtype)
+        status = self._rows(
+            self._weights, numbers_T.data_ptr(), count, out_TK.data_ptr(), torch.get_num_threads()
+        )
+        if status == BAD_BATCH:
+            raise IndexError(f"rows are 0 to {self.out_features - 1}, asked for {numbers_T}")
+        if status:
+            raise_for(status)
+        return out_TK
+
 
 def matrix_of(
     weight_NK: torch.Tensor,
     scale_N: torch.Tensor | None,
     dtype: torch.dtype,
-    more_rows: Sequence[torch.Tensor] = (),
+    more_rows: Iterable[torch.Tensor] = (),
+    out_features: int | None = None,
 ) -> StoredMatrix:
-    """Of `weight_NK` in `dtype`, or with `scale_N` [N] float32 int8 from -127 to 127.
+    """Of `weight_NK` in `dtype`, or with `scale_N` [N] float32 int8 from -127 to 127; the others as
+    of `NativeLinear`.
 
     Raises:
         ValueError: a shape, dtype, device or number outside the above.
@@ -163,11 +201,9 @@ def matrix_of(
     weight_NK = weight_NK.contiguous()
     stored = dtype if scale_N is None else torch.int8
     check_tensor("weight_NK", weight_NK, ("N", "K"), stored, device=CPU)
-    out_features, in_features = weight_NK.shape
-    more_rows = tuple(rows.contiguous() for rows in more_rows)
-    for rows in more_rows:
-        check_tensor("more_rows", rows, ("n", in_features), stored, device=CPU)
-        out_features += len(rows)
+    in_features = weight_NK.shape[1]
+    if out_features is None:
+        out_features = len(weight_NK) + sum(len(rows) for rows in more_rows)
     if scale_N is not None:
         scale_N = scale_N.contiguous()
         check_tensor("scale_N", scale_N, (out_features,), torch.float32, device=CPU)

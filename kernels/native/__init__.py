@@ -59,8 +59,15 @@ class Library:
         self.linear_pack.argtypes = [ctypes.c_char_p, pointer, number]
         self.linear_pack_rows = functions.quire_linear_pack_rows
         self.linear_pack_rows.argtypes = [ctypes.c_char_p, pointer, number, number, number]
+        self.linear_rows = functions.quire_linear_rows
+        self.linear_rows.argtypes = [ctypes.c_char_p, pointer, number, pointer, number]
         self.linear = functions.quire_linear
         self.linear.argtypes = [ctypes.c_char_p, pointer, pointer, number, number]
+        self.read = functions.quire_read
+        self.read.argtypes = [number, number, number, pointer, number]
+        self.read.restype = number
+        self.is_finite = functions.quire_is_finite
+        self.is_finite.argtypes = [number, number, pointer, number, number]
         self.norm = _taking_a_call(functions.quire_norm)
         self.rope = _taking_a_call(functions.quire_rope)
         self.activation = _taking_a_call(functions.quire_activation)

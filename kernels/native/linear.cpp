@@ -21,6 +21,8 @@ int64_t quire_linear_bytes(const quire::LinearWeights*);
 int quire_linear_pack(const quire::LinearWeights*, const void* from, int64_t threads);
 int quire_linear_pack_rows(const quire::LinearWeights*, const void* from, int64_t first,
                            int64_t rows, int64_t threads);
+int quire_linear_rows(const quire::LinearWeights*, const int32_t* numbers, int64_t count, void* to,
+                      int64_t threads);
 int quire_linear(const quire::LinearWeights*, const void* x, void* y, int64_t rows,
                  int64_t threads);
 }
@@ -219,6 +221,28 @@ EXPORT int quire_linear_pack_rows(const LinearWeights* weights, const void* from
 
 EXPORT int quire_linear_pack(const LinearWeights* weights, const void* from, int64_t threads) {
     return quire_linear_pack_rows(weights, from, 0, weights->out_features, threads);
+}
+
+EXPORT int quire_linear_rows(const LinearWeights* weights, const int32_t* numbers, int64_t count,
+                             void* to, int64_t threads) {
+    const LinearVariant* variant = variant_of(*weights);
+    if (variant == nullptr || !is_sound(*weights)) return BAD_CALL;
+    for (int64_t i = 0; i < count; i++)
+        if (numbers[i] < 0 || numbers[i] >= weights->out_features) return BAD_BATCH;
+    const LinearLayout layout = variant->layout(*weights);
+    const Places places(layout);
+    const int64_t bytes = weights->in_features * layout.element_size;
+    if (count * weights->in_features < SMALL_PRODUCTS) threads = 1;
+    run_pieces(threads, count, [&](int64_t i) {
+        char* row = static_cast<char*>(to) + i * bytes;
+        if (places.run * layout.element_size == 4)
+            read_row<uint32_t>(*weights, layout, places, numbers[i], row);
+        else if (places.run * layout.element_size == 2)
+            read_row<uint16_t>(*weights, layout, places, numbers[i], row);
+        else
+            read_row<uint8_t>(*weights, layout, places, numbers[i], row);
+    });
+    return OK;
 }
 
 EXPORT int quire_linear(const LinearWeights* given, const void* x, void* y, int64_t rows,

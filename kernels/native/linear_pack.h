@@ -185,4 +185,25 @@ struct Panel {
     }
 };
 
+// Row `number` of the weights, as it was before it was laid out, to `to`.
+template <class Word>
+void read_row(const LinearWeights& weights, const LinearLayout& layout, const Places& places,
+              int64_t number, char* to) {
+    const int size = layout.element_size, in_step = layout.step / places.run;
+    const int64_t width = weights.in_features, words = width / places.run;
+    const int64_t step_bytes = int64_t(layout.step) * layout.columns * size;
+    const int column = int(number % layout.columns);
+    const char* panel = static_cast<const char*>(weights.packed) +
+                        number / layout.columns * layout.panel_bytes(width);
+    for (int i = 0; i < in_step; i++) {
+        const char* from = panel + places.of[column * layout.step + i * places.run] * size;
+        for (int64_t word = i; word < words; word += in_step, from += step_bytes)
+            std::memcpy(to + word * sizeof(Word), from, sizeof(Word));
+    }
+    for (int64_t k = words * places.run; k < width; k++) {
+        const int place = places.of[column * layout.step + k % layout.step];
+        std::memcpy(to + k * size, panel + k / layout.step * step_bytes + place * size, size);
+    }
+}
+
 }  // namespace quire

@@ -4,11 +4,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from quire.kernels.linear import prepare_linear
+from quire.kernels.linear.cpu_native import NativeLinear
 from quire.kernels.linear.tile_plan import TilePlans
+from quire.kernels.native import library
 from quire.pipelines.architectures.latent_parts import LatentAttentionSpec
 from quire.pipelines.architectures.moe_parts import MoESpec
 from quire.pipelines.architectures.parts import (
     AttentionSpec,
+    EmbeddingSpec,
     FeedForwardSpec,
     HeadNormSpec,
     LayerSpec,
@@ -20,11 +24,11 @@ from quire.pipelines.architectures.parts import (
 from quire.pipelines.architectures.quant_config import QuantConfig
 from quire.pipelines.architectures.spec import ModelSpec
 from quire.pipelines.nn.attention import Attention, AttentionWithRope, PositionScale
-from quire.pipelines.nn.embedding import Embedding
+from quire.pipelines.nn.embedding import Embedding, Table, plain_table
 from quire.pipelines.nn.expert_loader import ExpertLoader
 from quire.pipelines.nn.latent_attention import LatentAttention
 from quire.pipelines.nn.linear import Linear, StackedLinear
-from quire.pipelines.nn.linear_weight import Apply, DenseWeight
+from quire.pipelines.nn.linear_weight import Apply
 from quire.pipelines.nn.mlp import MLP
 from quire.pipelines.nn.moe import MoE
 from quire.pipelines.nn.norm import HeadLayerNorm, LayerNorm, Norm, RMSNorm
@@ -175,6 +179,26 @@ class Builder:
         }
         return TransformerBlock(spec, attention, mlp, norms)
 
+    def embedding(self, spec: EmbeddingSpec, *, is_tied: bool) -> tuple[Embedding, Apply | None]:
+        """The embedding, and the head where it is the same matrix."""
+        native = library() if self.device.type == "cpu" else None
+        head: Apply | None = None
+        table: Table
+        if is_tied and native is not None:
+            # The head's layout gives rows too: it is the only copy.
+            blocks = self.loader.blocks(spec.name)
+            tied = NativeLinear(
+                next(blocks), None, native=native, more_rows=blocks, out_features=spec.vocab_size
+            )
+            table, head = tied.rows, tied
+        else:
+            weight_VC = self.loader.take(spec.name)
+            table = plain_table(weight_VC)
+            if is_tied:
+                head = prepare_linear(weight_VC, exact=self.plans is not None, plans=self.plans)
+        dtype = self.loader.dtype
+        return Embedding(table, dtype, spec.scale, is_scale_rounded=spec.is_scale_rounded), head
+
 
 def build_decoder(
     spec: ModelSpec, loader: WeightLoader, *, max_length: int, exact: bool
@@ -186,19 +210,12 @@ def build_decoder(
     """
     device = loader.device
     builder = Builder(loader, spec.quant, loader.dtype, device, TilePlans() if exact else None)
-    embedding = Embedding(
-        loader.take(spec.embedding.name),
-        spec.embedding.scale,
-        is_scale_rounded=spec.embedding.is_scale_rounded,
-    )
+    embedding, tied_head = builder.embedding(spec.embedding, is_tied=spec.lm_head is None)
     positions = None if spec.positions is None else loader.take(spec.positions.name)
     blocks = [builder.block(layer) for layer in spec.layers]
     norm = builder.norm(spec.final_norm)
-    head: Apply = (
-        DenseWeight(embedding.weight).prepare(None, device, builder.plans)
-        if spec.lm_head is None
-        else builder.linear(spec.lm_head)
-    )
+    head = tied_head if spec.lm_head is None else builder.linear(spec.lm_head)
+    assert head is not None
     loader.finish()
     ropes = {layer.attention.rope for layer in spec.layers}
     tables = {rope: rotary_embedding(rope, max_length).cos_sin(device) for rope in ropes}

@@ -69,6 +69,11 @@ class ModelSpec:
         return len(self.layers)
 
     @property
+    def keeps_embedding(self) -> bool:
+        """Whether the embedding stays as stored where the head is the same matrix, laid out."""
+        return False
+
+    @property
     def tie_word_embeddings(self) -> bool:
         return self.lm_head is None
 

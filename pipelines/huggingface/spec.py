@@ -32,6 +32,11 @@ class HuggingFaceSpec(ModelSpec):
     def kv_layers(self) -> tuple[KVLayerSpec, ...]:
         return self.measured_layers or super().kv_layers
 
+    @property
+    def keeps_embedding(self) -> bool:
+        """transformers' code reads it."""
+        return True
+
     def weight_bytes(self, dtype: str, device_type: str = "cuda") -> int:
         """As measured, else as guessed."""
         if self.measured_bytes is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from quire.config.errors import ConfigError
 from quire.config.settings import ModelSettings
+from quire.kernels.native import library
 from quire.pipelines.architectures.encodings import ITEM_BYTES
 from quire.pipelines.architectures.moe_parts import expert_notes
 from quire.pipelines.architectures.spec import ModelSpec
@@ -162,11 +163,12 @@ def plan_memory(
 def weight_memory(spec: ModelSpec, dtype: str, device_type: str) -> int:
     """Bytes of the weights as the device holds them.
 
-    On a CPU matrices are repacked for its matrix units, so an embedding that the logits share is
-    there twice.
+    On a CPU matrices are repacked for its matrix units. The compiled library's layout serves as an
+    embedding too; without it one that the logits share is there twice.
     """
     num_bytes = spec.weight_bytes(dtype, device_type)
-    if spec.tie_word_embeddings and device_type == "cpu":
+    is_twice = spec.tie_word_embeddings and (spec.keeps_embedding or library() is None)
+    if is_twice and device_type == "cpu":
         num_bytes += spec.vocab_size * spec.hidden_size * ITEM_BYTES[dtype]
     return num_bytes
 

@@ -33,7 +33,7 @@ class GGUFWeights:
     def read(self, name: str) -> torch.Tensor:
         """As `Weights.read`."""
         entry = self.entries[name]
-        data = torch.from_numpy(read_bytes(entry))
+        data = torch.from_numpy(read_bytes(entry, torch.get_num_threads()))
         if entry.dtype in BLOCK_TYPES:
             tensor = data.view(*entry.shape[:-1], -1)
         elif entry.dtype in TORCH_DTYPES:

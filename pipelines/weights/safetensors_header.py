@@ -120,7 +120,7 @@ def _entry(path: Path, name: str, value: object, data_start: int) -> TensorEntry
         entry = TensorEntry(path, name, "", (), 0, 0)
         raise entry.wrong("dtype, shape and data_offsets", f"{error}") from None
     begin, end = (data_start + offset for offset in fields.data_offsets)
-    entry = TensorEntry(path, name, fields.dtype, fields.shape, begin, end)
+    entry = TensorEntry(path, name, fields.dtype, fields.shape, begin, end, is_plain=True)
     item_bytes = _ITEM_BYTES.get(fields.dtype)
     needed = prod(fields.shape) * (item_bytes or 0)
     if end < begin or (item_bytes and end - begin != needed):

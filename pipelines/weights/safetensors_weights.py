@@ -53,13 +53,22 @@ class SafetensorWeights:
 
     def read(self, name: str) -> torch.Tensor:
         """As `Weights.read`."""
-        entry = self.entries[name]
-        if entry.dtype not in TORCH_DTYPES:
-            raise entry.wrong(f"dtype {', '.join(TORCH_DTYPES)}", entry.dtype)
-        stored = TORCH_DTYPES[entry.dtype]
-        if not entry.num_bytes:
-            return torch.empty(entry.shape, dtype=stored)
-        return torch.from_numpy(read_bytes(entry)).view(stored).view(entry.shape)
+        return read_tensor(self.entries[name])
+
+
+def read_tensor(entry: TensorEntry) -> torch.Tensor:
+    """The tensor of a plain `entry`, as stored.
+
+    Raises:
+        ModelError: the file is not what it was when it was checked, or no dtype of torch's is it.
+    """
+    if entry.dtype not in TORCH_DTYPES:
+        raise entry.wrong(f"dtype {', '.join(TORCH_DTYPES)}", entry.dtype)
+    stored = TORCH_DTYPES[entry.dtype]
+    if not entry.num_bytes:
+        return torch.empty(entry.shape, dtype=stored)
+    stored_bytes = torch.from_numpy(read_bytes(entry, torch.get_num_threads()))
+    return stored_bytes.view(stored).view(entry.shape)
 
 
 def _read_shards(index: Path) -> dict[str, TensorEntry]:

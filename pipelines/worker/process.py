@@ -76,7 +76,7 @@ class WorkerProcess:
     def _load(self) -> WorkerEngine:
         epoch = self._boot.epoch
         self._send(Progress(epoch, "starting", 0.0))
-        # Imported here so that the message above leaves before torch takes its second to load.
+        # Imported by then (`_import_engine`), unless it failed: then the reason is logged here.
         from quire.pipelines.worker.start import StartedEngine, start_worker
 
         settings = ModelSettings.model_validate(self._boot.settings)
@@ -88,9 +88,8 @@ class WorkerProcess:
 
             started = start_worker(settings, Path(self._boot.folder), epoch, progress)
         self._matchers = started.matchers if isinstance(started, StartedEngine) else None
-        # Everything alive now lives as long as the process: keep it out of later collections.
-        gc.collect()
-        gc.freeze()
+        _keep_what_is_alive()
+        gc.enable()
         self._send(started.ready(os.getpid()))
         return started.engine
 
@@ -176,18 +175,39 @@ def _end_with_input() -> None:
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
+def _import_engine() -> None:
+    """Torch and all that needs it: two seconds, in which the API process prepares the boot line.
+
+    From here until the model is loaded nothing is collected: nearly all of it stays.
+    """
+    gc.disable()
+    import quire.pipelines.worker.start  # noqa: F401 - imported again where it is used
+
+    gc.freeze()
+
+
+def _keep_what_is_alive() -> None:
+    """Everything alive now lives as long as the process: keep it out of later collections."""
+    gc.collect()
+    gc.freeze()
+
+
 def main() -> None:
-    """Read the boot line, serve, and leave with a code the supervisor understands."""
+    """Import, read the boot line, serve, and leave with a code the supervisor understands."""
     # Ctrl-C goes to the whole terminal group; the API process decides when the worker stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # To the API process a hangup means: read the keys again.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     parent = os.getppid()
-    boot = msgspec.json.decode(sys.stdin.buffer.readline(), type=Boot)
-    setproctitle(f"quire: worker {boot.epoch} {Path(boot.folder).name}")
     die_with_parent(parent)
-    _end_with_input()
     prefer_as_oom_victim()
+    _import_engine()
+    line = sys.stdin.buffer.readline()
+    if not line:
+        return
+    boot = msgspec.json.decode(line, type=Boot)
+    setproctitle(f"quire: worker {boot.epoch} {Path(boot.folder).name}")
+    _end_with_input()
     try:
         code = WorkerProcess(boot).run()
     except Exception:

@@ -141,3 +141,52 @@ def test_parts_of_another_width_or_type_are_refused() -> None:
         prepare_linear(weight, more_rows=[torch.ones(2, 3).bfloat16()])
     with pytest.raises(ValueError, match=r"bias must be \[6\]"):
         prepare_linear(weight, torch.ones(4), more_rows=[torch.ones(2, 3)])
+
+
+@each_set
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("width", [1, 31, 64, 333])
+def test_rows_are_given_as_they_were(
+    width: int, dtype: torch.dtype, instruction_set: InstructionSet
+) -> None:
+    assert NATIVE is not None
+    torch.set_num_threads(2)
+    weight = numbers(70, width, dtype)
+    linear = NativeLinear(weight, None, native=NATIVE, instruction_set=instruction_set)
+    wanted = torch.tensor([69, 0, 33, 33, 7] * 60, dtype=torch.int32)
+
+    found = linear.rows(wanted)
+
+    assert torch.equal(found.view(torch.uint8), weight[wanted.long()].view(torch.uint8))
+    assert linear.rows(wanted[:0]).shape == (0, width)
+    for missing in (-1, 70):
+        with pytest.raises(IndexError, match="rows are 0 to 69"):
+            linear.rows(torch.tensor([missing], dtype=torch.int32))
+
+
+def test_rows_of_whole_numbers_are_not_given() -> None:
+    assert NATIVE is not None
+    weight = torch.ones(4, 3, dtype=torch.int8)
+    linear = NativeLinear(weight, None, native=NATIVE, scale_N=torch.ones(4), dtype=torch.float32)
+    with pytest.raises(ValueError, match="rows of int8 weights are not given"):
+        linear.rows(torch.zeros(1, dtype=torch.int32))
+
+
+def test_blocks_of_rows_need_not_outlive_their_turn() -> None:
+    assert NATIVE is not None
+    weight = numbers(100, 40, torch.float32)
+
+    def blocks() -> Iterator[torch.Tensor]:
+        for rows in weight.split(9):
+            block = rows.clone()
+            yield block
+            block.zero_()
+
+    turns = blocks()
+    linear = NativeLinear(next(turns), None, native=NATIVE, more_rows=turns, out_features=100)
+
+    assert torch.equal(packed(linear), packed(NativeLinear(weight, None, native=NATIVE)))
+    for count in (99, 101):
+        turns = blocks()
+        with pytest.raises(ValueError, match=f"expected {count} rows, got"):
+            NativeLinear(next(turns), None, native=NATIVE, more_rows=turns, out_features=count)

@@ -31,13 +31,17 @@ async def until(condition: Callable[[], bool], seconds: float = 90.0) -> None:
 class Run:
     """A supervisor and the task that runs it; its temporary files are in `folder`."""
 
-    def __init__(self, model: Path, folder: Path) -> None:
+    def __init__(
+        self, model: Path, folder: Path, worker: asyncio.subprocess.Process | None = None
+    ) -> None:
         self.folder = folder
         self.lifecycle = Lifecycle()
         metrics = Metrics("demo")
         self.client = EngineClient(8, self.lifecycle, metrics)
         settings = ServeSettings(worker_timeout=1.0, threads=1)
-        self.supervisor = Supervisor(settings, model, self.client, self.lifecycle, metrics)
+        self.supervisor = Supervisor(
+            settings, model, self.client, self.lifecycle, metrics, worker=worker
+        )
         self.task = asyncio.create_task(self.supervisor.run())
 
     @property

@@ -86,13 +86,18 @@ def test_weights_row_counts_parameters_and_rotary_table(spec: ModelSpec) -> None
     assert bytes_of(plan(spec, GIB, "bfloat16"))["weights"] == 2 * spec.num_parameters + rotary
 
 
-def test_repacked_tied_head_is_counted_on_a_cpu_only(tmp_path: Path) -> None:
+def test_repacked_tied_head_is_counted_on_a_cpu_without_the_library_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tied = make_spec(tmp_path, tie_word_embeddings=True)
 
-    on_cpu = bytes_of(plan(tied, GIB, "bfloat16", "cpu"))["weights"]
-    on_gpu = bytes_of(plan(tied, GIB, "bfloat16", "cuda"))["weights"]
+    def weights_on(device_type: str) -> int:
+        return bytes_of(plan(tied, GIB, "bfloat16", device_type))["weights"]
 
-    assert on_cpu - on_gpu == 1000 * 64 * 2
+    monkeypatch.setattr("quire.pipelines.kv_cache.memory_plan.library", object)
+    assert weights_on("cpu") == weights_on("cuda")
+    monkeypatch.setattr("quire.pipelines.kv_cache.memory_plan.library", lambda: None)
+    assert weights_on("cpu") - weights_on("cuda") == 1000 * 64 * 2
 
 
 def test_given_pages_and_given_memory_override_the_default(spec: ModelSpec) -> None:

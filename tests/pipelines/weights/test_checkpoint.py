@@ -83,6 +83,53 @@ def test_weights_are_converted_to_the_serving_dtype(stored: torch.dtype, tmp_pat
         assert torch.equal(tensor, tensors[name].to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("has_library", [True, False], ids=["native", "torch"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_a_matrix_in_blocks_is_the_matrix(
+    stored: torch.dtype, has_library: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quire.pipelines.weights.loader.BLOCK_BYTES", 300)
+    if not has_library:
+        monkeypatch.setattr("quire.pipelines.weights.loader.library", lambda: None)
+        monkeypatch.setattr("quire.pipelines.weights.file_reader.library", lambda: None)
+    tensors = {"m": torch.randn(33, 20).to(stored), "v": torch.ones(3)}
+    save_file(tensors, tmp_path / SINGLE)
+    fractions: list[float] = []
+    weights = load_weights(tmp_path)
+    loader = WeightLoader(weights, tensors, torch.float32, torch.device("cpu"), fractions.append)
+
+    blocks = list(loader.blocks("m"))
+
+    assert len(blocks) > 4
+    assert torch.equal(torch.cat(blocks), tensors["m"].float())
+    assert "m" not in loader
+    loader.take("v")
+    assert (fractions, fractions[-1]) == (sorted(fractions), 1.0)
+    loader.finish()
+
+
+@pytest.mark.parametrize("has_library", [True, False], ids=["native", "torch"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_one_number_that_is_not_finite_is_found_anywhere(
+    dtype: torch.dtype, has_library: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_library:
+        monkeypatch.setattr("quire.pipelines.weights.loader.library", lambda: None)
+    greatest = torch.full((333, 211), torch.finfo(dtype).max, dtype=dtype)
+    greatest[::2] *= -1
+    for place, value in ((None, 0.0), (0, "nan"), (40_000, "inf"), (70_262, "-inf")):
+        numbers = greatest.clone()
+        if place is not None:
+            numbers.view(-1)[place] = float(value)
+        save_file({"m": numbers}, tmp_path / SINGLE)
+        loader = WeightLoader(load_weights(tmp_path), ["m"], dtype, torch.device("cpu"), [].append)
+        if place is None:
+            assert torch.equal(loader.host("m"), greatest)
+            continue
+        with pytest.raises(ModelError, match="m: expected finite values, found NaN or infinity"):
+            loader.host("m")
+
+
 def test_progress_reaches_one_and_a_weight_left_over_is_noticed(tmp_path: Path) -> None:
     save(tmp_path)
     fractions: list[float] = []

@@ -15,6 +15,7 @@ from quire.pipelines.architectures.config_file import ConfigFile
 from quire.pipelines.weights.file_reader import read_bytes
 from quire.pipelines.weights.gguf_header import read_gguf_header
 from quire.pipelines.weights.safetensors_header import read_header
+from quire.pipelines.weights.tensor_entry import TensorEntry
 
 FUZZER = Path(__file__).parents[2] / "shared" / "fuzz" / "safetensors_files.py"
 MUTANTS = 10_000
@@ -157,3 +158,23 @@ def test_a_file_that_goes_after_it_was_checked_is_one_line(tmp_path: Path) -> No
 
     with pytest.raises(ModelError, match=r"a.safetensors: cannot be read: No such file"):
         read_bytes(entry)
+
+
+@pytest.mark.parametrize("has_library", [True, False], ids=["native", "python"])
+@pytest.mark.parametrize("cut", [0, 1, 1_500_000, 3_000_001])
+def test_a_large_tensor_is_read_whole_or_refused_where_it_ends(
+    cut: int, has_library: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_library:
+        monkeypatch.setattr("quire.pipelines.weights.file_reader.library", lambda: None)
+    data = bytes(range(251)) * 12_000
+    path = tmp_path / "a"
+    path.write_bytes(b"header" + data[: len(data) - cut])
+    entry = TensorEntry(path, "m", "U8", (len(data),), 6, 6 + len(data))
+
+    if cut == 0:
+        assert read_bytes(entry, threads=3).tobytes() == data
+        return
+    left = max(0, len(data) - cut)
+    with pytest.raises(ModelError, match=f"m: expected {len(data)} bytes, found {left} bytes"):
+        read_bytes(entry, threads=3)
