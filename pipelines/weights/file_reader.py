@@ -2,7 +2,7 @@
 a name, not SIGBUS. No torch."""
 
 import os
-from typing import BinaryIO
+from io import FileIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +29,11 @@ def read_bytes(entry: TensorEntry, threads: int = 1) -> NDArray[np.uint8]:
     return buffer
 
 
-def _read_into(buffer: NDArray[np.uint8], file: BinaryIO, begin: int, threads: int) -> int:
+def _read_into(buffer: NDArray[np.uint8], file: FileIO, begin: int, threads: int) -> int:
     """How many bytes there are from `begin` on, up to the buffer's size."""
     native = library()
     if native is not None:
-        count = native.read(file.fileno(), begin, buffer.size, buffer.ctypes.data, threads)
+        count: int = native.read(file.fileno(), begin, buffer.size, buffer.ctypes.data, threads)
         if count < 0:
             raise OSError(-count, os.strerror(-count))
         return count
