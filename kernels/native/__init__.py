@@ -14,21 +14,22 @@ from pathlib import Path
 from typing import Any, cast
 
 FOLDER = Path(__file__).parent
-INTERFACE = 3
+INTERFACE = 4
 """As in library.h: a library of another one was built before this Python code."""
 
 
 class InstructionSet(IntEnum):
     """The variants of each kernel; a processor has all those below its best.
 
-    Only the linear layer has a variant for AMX.
+    Only the linear layer has variants for VNNI and AMX.
     """
 
     GENERIC = 0
     AVX2 = 1
     AVX512 = 2
-    AVX512_BF16 = 3
-    AMX_BF16 = 4
+    AVX512_VNNI = 3
+    AVX512_BF16 = 4
+    AMX_BF16 = 5
 
 
 class Library:

@@ -13,8 +13,8 @@ const Variant* variant_of(int64_t instruction_set) {
     if (!has_instructions(instruction_set)) return nullptr;
 #ifdef QUIRE_X86_VARIANTS
     if (instruction_set == AVX2) return &AVX2_VARIANT;
-    if (instruction_set == AVX512) return &AVX512_VARIANT;
     if (instruction_set == AVX512_BF16) return &AVX512_BF16_VARIANT;
+    if (instruction_set >= AVX512) return &AVX512_VARIANT;
 #endif
     return &GENERIC_VARIANT;
 }

@@ -44,6 +44,7 @@ const LinearVariant* variant_of(const LinearWeights& weights) {
 #ifdef QUIRE_X86_VARIANTS
     if (instruction_set == AVX2) return &AVX2_LINEAR;
     if (instruction_set == AVX512) return &AVX512_LINEAR;
+    if (instruction_set == AVX512_VNNI) return &AVX512_VNNI_LINEAR;
     if (instruction_set == AVX512_BF16) return &AVX512_BF16_LINEAR;
 #endif
     return &GENERIC_LINEAR;
@@ -52,9 +53,11 @@ const LinearVariant* variant_of(const LinearWeights& weights) {
 bool is_sound(const LinearWeights& weights) {
     bool has_type = weights.type == FLOAT32 || weights.type == BFLOAT16;
     bool has_weights = weights.weight_type == weights.type || weights.weight_type == INT8;
-    bool is_plain = weights.activation_type == weights.type && weights.offsets == nullptr &&
-                    weights.group_size == weights.in_features;
-    return has_type && has_weights && is_plain && weights.out_features > 0 &&
+    bool is_plain = weights.offsets == nullptr && weights.group_size == weights.in_features;
+    bool has_activations = weights.activation_type == weights.type;
+    if (weights.activation_type == INT8)
+        has_activations = weights.weight_type == INT8 && weights.in_features <= MAX_INT8_FEATURES;
+    return has_type && has_weights && has_activations && is_plain && weights.out_features > 0 &&
            weights.in_features > 0;
 }
 
@@ -90,7 +93,7 @@ void pack_panel(const LinearWeights& weights, const LinearLayout& layout, const 
                 for (int feature = 0; feature < layout.step; feature++) {
                     const int64_t k = step * layout.step + feature;
                     to[step * layout.step * layout.columns + place[feature]] =
-                        is_inside && k < width ? row[k] : Element(0);
+                        is_inside && k < width ? Element(row[k] ^ layout.flipped) : Element(0);
                 }
         }
 }
@@ -166,17 +169,26 @@ struct Call {
 // Small whole numbers, whose products and sums every variant computes without rounding.
 struct Sample {
     static constexpr int ROWS = 37, WIDTH = 70, DEPTH = 133;
-    uint16_t x[ROWS * DEPTH], y[ROWS * WIDTH];
+    uint16_t x[ROWS * DEPTH], y[2][ROWS * WIDTH];
     uint32_t packed[(WIDTH + MAX_COLUMNS) * (DEPTH + MAX_STEP)];
 
     bool run(int64_t instruction_set) {
-        uint16_t from[WIDTH * DEPTH];
+        static uint16_t from[WIDTH * DEPTH];
+        static int8_t small[WIDTH * DEPTH];
+        static float scales[WIDTH];
         for (int i = 0; i < ROWS * DEPTH; i++) x[i] = whole(i * 7 % 17);
-        for (int i = 0; i < WIDTH * DEPTH; i++) from[i] = whole(i * 5 % 13);
-        LinearWeights weights{packed,   nullptr,  nullptr, nullptr,  WIDTH, DEPTH,
-                              BFLOAT16, BFLOAT16, BFLOAT16, DEPTH, instruction_set};
+        for (int i = 0; i < WIDTH * DEPTH; i++) from[i] = whole(small[i] = i * 5 % 13);
+        for (float& scale : scales) scale = 1;
+        LinearWeights weights{packed,   nullptr,  scales,   nullptr, WIDTH, DEPTH,
+                              BFLOAT16, BFLOAT16, BFLOAT16, DEPTH,   instruction_set};
+        if (!run(weights, from, y[0])) return false;
+        weights.weight_type = weights.activation_type = INT8;
+        return run(weights, small, y[1]);
+    }
+
+    bool run(const LinearWeights& weights, const void* from, uint16_t* to) {
         return quire_linear_bytes(&weights) > 0 && quire_linear_pack(&weights, from, 1) == OK &&
-               quire_linear(&weights, x, y, ROWS, 1) == OK;
+               quire_linear(&weights, x, to, ROWS, 1) == OK;
     }
 
     static uint16_t whole(int number) {

@@ -14,7 +14,8 @@ constexpr int64_t AMX_BF16 = NUM_SETS;  // an instruction set that only the line
 constexpr int CHUNK_STEPS = 128;  // steps over K between which sums rest in memory
 constexpr int BLOCK_ROWS = 192;   // rows that share a read of the weights
 constexpr int MAX_COLUMNS = 32;   // of a panel, in every variant
-constexpr int MAX_STEP = 32;      // input features of a step, in every variant
+constexpr int MAX_STEP = 64;      // input features of a step, in every variant
+constexpr int64_t MAX_INT8_FEATURES = 1 << 17;  // whose products of int8 an int32 can sum
 
 // As packed by Python: 8-byte fields only, so that there is no padding to agree on.
 struct LinearWeights {
@@ -25,7 +26,7 @@ struct LinearWeights {
     int64_t out_features, in_features;
     int64_t type;             // of x, y and bias: FLOAT32 or BFLOAT16
     int64_t weight_type;      // `type`, or INT8
-    int64_t activation_type;  // `type`: that x is multiplied in
+    int64_t activation_type;  // `type`, or INT8: that x is multiplied in
     int64_t group_size;       // input features with the same scale: all of them
     int64_t instruction_set;
 };
@@ -39,6 +40,7 @@ struct LinearLayout {
     int words;         // of 32 bits, that a step of a row of x takes
     int (*place)(int feature, int column);  // of an element among those of its step
     int64_t side_words = 0;  // of a row of x, beside those of its steps
+    uint8_t flipped = 0;     // bits that are turned over in each byte of the weights, as packed
 
     int64_t steps(int64_t in_features) const { return (in_features + step - 1) / step; }
     int64_t panel_bytes(int64_t in_features) const {
@@ -77,7 +79,7 @@ struct RowGroups {
 
 extern const LinearVariant GENERIC_LINEAR;
 #ifdef QUIRE_X86_VARIANTS
-extern const LinearVariant AVX2_LINEAR, AVX512_LINEAR, AVX512_BF16_LINEAR;
+extern const LinearVariant AVX2_LINEAR, AVX512_LINEAR, AVX512_VNNI_LINEAR, AVX512_BF16_LINEAR;
 #if __GNUC__ >= 11 && defined(__linux__)
 #define QUIRE_AMX_VARIANT 1
 extern const LinearVariant AMX_BF16_LINEAR;

@@ -1,13 +1,13 @@
 // A tile of y = x W^T + b: panels of weights times the rows of a block.
 //
 // Included once per variant, after vectors.h, `widened`, sizes and the variant's Bf16Products
-// (products of bfloat16 activations).
+// (products of bfloat16 activations) and Int8Products.
 
 #include "linear_finish.h"
 
 // Products of float32; also of bfloat16 where a processor has no instruction for these.
 struct Float32Products {
-    static constexpr int STEP = 1;
+    static constexpr int STEP = 1, SIDES = 0, FLIPPED = 0;
     INLINE Floats multiply_add(Ints a, Ints b, Floats sum) {
         return fma(bits_as<Floats>(a), bits_as<Floats>(b), sum);
     }
@@ -96,16 +96,24 @@ struct Linear {
 
     static LinearLayout layout() {
         return {COLUMNS, MAX_ROWS, Products::STEP, int(sizeof(Stored)), 1,
-                Products::template place<Stored>};
+                Products::template place<Stored>, Products::SIDES,
+                Products::FLIPPED};
     }
 
     static void pack_rows(const LinearWeights& weights, const void* x, int64_t first, int rows,
                           uint32_t* to) {
         const int64_t width = weights.in_features, steps = layout().steps(width);
         const T* from = static_cast<const T*>(x) + first * width;
-        for (int64_t step = 0; step < steps; step++)
-            for (int r = 0; r < rows; r++)
-                *to++ = Products::pack(from + r * width, step, width);
+        if constexpr (Products::SIDES > 0)
+            quantize_rows<T>(weights, layout(), from, rows, to + steps * rows, Products::SIDES,
+                             [&](int r, int64_t start, const int8_t* numbers, int count) {
+                                 for (int step = 0; step < count; step++)
+                                     to[(start + step) * rows + r] = Products::word(numbers, step);
+                             });
+        else
+            for (int64_t step = 0; step < steps; step++)
+                for (int r = 0; r < rows; r++)
+                    *to++ = Products::pack(from + r * width, step, width);
     }
 
     static void run(const LinearWeights& weights, const LinearTile& tile) {
@@ -121,6 +129,15 @@ struct Linear {
                 const bool is_end = start + count == steps && panel + 1 == tile.panels;
                 read_chunk(tile, from, sums, {start, count, steps, is_end ? tile.next : after});
                 from = after;
+            }
+            if constexpr (Products::SIDES > 0) {
+                const RowGroups groups(tile.rows, MAX_ROWS);
+                for (int64_t group = 0; group < groups.groups; group++) {
+                    const int64_t first = groups.first(group);
+                    const int rows = groups.count(group);
+                    const uint32_t* x = tile.x + first * (steps + Products::SIDES);
+                    scale_sums(x + rows * steps, Products::SIDES, rows, sums + first * COLUMNS);
+                }
             }
             finish<T>(weights, tile, (tile.first_panel + panel) * COLUMNS, sums);
         }
@@ -159,7 +176,8 @@ struct Linear {
         for (int64_t group = 0; group < groups.groups; group++) {
             const int64_t first = groups.first(group);
             const int rows = groups.count(group);
-            const uint32_t* x = tile.x + first * chunk.steps + chunk.start * rows;
+            const uint32_t* x =
+                tile.x + first * (chunk.steps + Products::SIDES) + chunk.start * rows;
             multiply_any<Products>(rows, x, weights, sums + first * COLUMNS, chunk.count, ahead);
             ahead.from += int64_t(chunk.count) * ahead.stride;
         }
@@ -169,6 +187,9 @@ struct Linear {
 // Calls `use` with the Linear of the weights' types.
 template <class Use>
 INLINE auto with_types(const LinearWeights& weights, Use use) {
+    if (weights.activation_type == INT8)
+        return weights.type == BFLOAT16 ? use(Linear<Int8Products, Bf16, int8_t>())
+                                        : use(Linear<Int8Products, float, int8_t>());
     if (weights.type == BFLOAT16)
         return weights.weight_type == INT8 ? use(Linear<Bf16Products, Bf16, int8_t>())
                                            : use(Linear<Bf16Products, Bf16, Bf16>());

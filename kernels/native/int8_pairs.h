@@ -1,0 +1,20 @@
+// Pairs of neighbouring input features as int16, for processors without dot products of int8.
+//
+// Included after linear_int8.h and the variant's `multiply_pairs` and `widened_pairs`.
+
+struct Int8Products {
+    static constexpr int STEP = 2, SIDES = SIDE_WORDS, FLIPPED = 0;
+    INLINE Floats multiply_add(Ints a, Ints b, Floats sum) {
+        return bits_as<Floats>(bits_as<Ints>(sum) + multiply_pairs(a, b));
+    }
+    INLINE void read(const int8_t* from, Ints* to) {
+        for (int v = 0; v < VECTORS; v++) to[v] = widened_pairs(from + v * STEP * LANES);
+    }
+    INLINE uint32_t word(const int8_t* numbers, int step) {
+        return uint16_t(numbers[2 * step]) | uint32_t(uint16_t(numbers[2 * step + 1])) << 16;
+    }
+    template <class Stored>
+    static int place(int feature, int column) {
+        return STEP * column + feature;
+    }
+};
