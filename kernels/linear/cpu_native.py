@@ -1,7 +1,7 @@
 """Dense layer on a CPU by the compiled kernel (kernels/native/linear*): exact for all rows."""
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -112,7 +112,7 @@ class NativeLinear(CompiledLinear):
     """A `CompiledLinear` of plain numbers, or of int8 with a scale per row.
 
     Args:
-        weight_NK: [N, K], bfloat16 or float32; with `scale_N` int8 from -127 to 127.
+        weight_NK: [N, K], bfloat16 or float32; with `scale_N` int8.
         bias_N, native, instruction_set: as of `CompiledLinear`.
         scale_N: [N] float32, what the rows of int8 weights are multiplied by, else None.
         dtype: that of the weights unless these are int8.
@@ -144,25 +144,32 @@ class NativeLinear(CompiledLinear):
 def matrix_of(
     weight_NK: torch.Tensor, scale_N: torch.Tensor | None, dtype: torch.dtype
 ) -> StoredMatrix:
-    """Of `weight_NK` in `dtype`, or with `scale_N` [N] float32 int8 from -127 to 127.
+    """Of `weight_NK` in `dtype`, or with `scale_N` [N] float32 int8.
 
     Raises:
-        ValueError: a shape, dtype, device or number outside the above.
+        ValueError: a shape, dtype or device outside the above.
     """
-    weight_NK = weight_NK.contiguous()
-    stored = dtype if scale_N is None else torch.int8
-    check_tensor("weight_NK", weight_NK, ("N", "K"), stored, device=CPU)
-    out_features, in_features = weight_NK.shape
     if scale_N is not None:
-        scale_N = scale_N.contiguous()
-        check_tensor("scale_N", scale_N, (out_features,), torch.float32, device=CPU)
-        if weight_NK.numel() and weight_NK.amin() < -127:
-            raise ValueError("weight_NK must be from -127 to 127, got -128")
-        scale_N = scale_N.unsqueeze(0)
+        return int8_matrix(weight_NK, scale_N)
+    return _stored(weight_NK, dtype)
+
+
+def int8_matrix(weight_NK: torch.Tensor, scale_N: torch.Tensor) -> StoredMatrix:
+    """Of int8 with a scale per row.
+
+    Raises:
+        ValueError: a shape, dtype or device outside the above.
+    """
+    check_tensor("scale_N", scale_N, (len(weight_NK),), torch.float32, device=CPU)
+    return replace(_stored(weight_NK, torch.int8), scales=scale_N.contiguous().unsqueeze(0))
+
+
+def _stored(weight_NK: torch.Tensor, dtype: torch.dtype) -> StoredMatrix:
+    weight_NK = weight_NK.contiguous()
+    check_tensor("weight_NK", weight_NK, ("N", "K"), dtype, device=CPU)
     return StoredMatrix(
         weight=weight_NK,
-        weight_type=TYPE_CODES.get(stored, -1),
-        out_features=out_features,
-        in_features=in_features,
-        scales=scale_N,
+        weight_type=TYPE_CODES.get(dtype, -1),
+        out_features=weight_NK.shape[0],
+        in_features=weight_NK.shape[1],
     )

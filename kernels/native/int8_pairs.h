@@ -3,10 +3,9 @@
 // Included after linear_int8.h and the variant's `multiply_pairs` and `widened_pairs`.
 
 struct Int8Products {
+    typedef Ints Sums;
     static constexpr int STEP = 2, SIDES = SIDE_WORDS, FLIPPED = 0;
-    INLINE Floats multiply_add(Ints a, Ints b, Floats sum) {
-        return bits_as<Floats>(bits_as<Ints>(sum) + multiply_pairs(a, b));
-    }
+    INLINE Ints multiply_add(Ints a, Ints b, Ints sum) { return sum + multiply_pairs(a, b); }
     INLINE void read(const int8_t* from, Ints* to) {
         for (int v = 0; v < VECTORS; v++) to[v] = widened_pairs(from + v * STEP * LANES);
     }

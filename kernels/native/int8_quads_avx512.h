@@ -6,10 +6,10 @@
 // Included after linear_int8.h.
 
 struct Int8Products {
+    typedef Ints Sums;
     static constexpr int STEP = 4, SIDES = SIDE_WORDS, FLIPPED = 0x80;
-    INLINE Floats multiply_add(Ints a, Ints b, Floats sum) {
-        return bits_as<Floats>(
-            _mm512_dpbusd_epi32(bits_as<__m512i>(sum), bits_as<__m512i>(b), bits_as<__m512i>(a)));
+    INLINE Ints multiply_add(Ints a, Ints b, Ints sum) {
+        return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)b, (__m512i)a);
     }
     INLINE uint32_t word(const int8_t* numbers, int step) {
         return load<uint32_t>(numbers + STEP * step);

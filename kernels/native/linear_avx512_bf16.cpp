@@ -23,6 +23,7 @@ inline __attribute__((always_inline)) __m512 fma(__m512 a, __m512 b, __m512 c) {
 
 // Dot products of pairs of bfloat16, summed in float32.
 struct Bf16Products {
+    typedef Floats Sums;
     static constexpr int STEP = 2, SIDES = 0, FLIPPED = 0;
     INLINE Floats multiply_add(Ints a, Ints b, Floats sum) {
         return _mm512_dpbf16_ps(sum, bits_as<__m512bh>(a), bits_as<__m512bh>(b));

@@ -7,6 +7,7 @@
 
 // Products of float32; also of bfloat16 where a processor has no instruction for these.
 struct Float32Products {
+    typedef Floats Sums;
     static constexpr int STEP = 1, SIDES = 0, FLIPPED = 0;
     INLINE Floats multiply_add(Ints a, Ints b, Floats sum) {
         return fma(bits_as<Floats>(a), bits_as<Floats>(b), sum);
@@ -51,10 +52,11 @@ INLINE void read_step(const Stored* from, Ints* to) {
 template <class Products, class Stored, int R>
 static __attribute__((noinline)) void multiply(const uint32_t* x, const Stored* weights,
                                                float* sums, int steps, Ahead ahead) {
-    Floats sum[R][VECTORS];
+    typedef typename Products::Sums Sums;
+    Sums sum[R][VECTORS];
     for (int r = 0; r < R; r++)
         for (int v = 0; v < VECTORS; v++)
-            sum[r][v] = load<Floats>(sums + r * COLUMNS + v * LANES);
+            sum[r][v] = load<Sums>(sums + r * COLUMNS + v * LANES);
     const int second = ahead.stride > 64 ? 64 : 0;
     for (int step = 0; step < steps; step++) {
         if constexpr (IS_SLOWER_THAN_MEMORY<R>) {
