@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 FOLDER = Path(__file__).parent
-INTERFACE = 3
+INTERFACE = 4
 """As in library.h: a library of another one was built before this Python code."""
 
 
@@ -59,6 +59,7 @@ class Library:
         self.linear_pack.argtypes = [ctypes.c_char_p, pointer, number]
         self.linear = functions.quire_linear
         self.linear.argtypes = [ctypes.c_char_p, pointer, pointer, number, number]
+        self.grouped_linear = _taking_a_call(functions.quire_grouped_linear)
         self.norm = _taking_a_call(functions.quire_norm)
         self.rope = _taking_a_call(functions.quire_rope)
         self.activation = _taking_a_call(functions.quire_activation)

@@ -29,6 +29,8 @@ inline __attribute__((always_inline)) __m512 fma(__m512 a, __m512 b, __m512 c) {
 
 #include "linear_finish.h"
 
+static_assert(MAX_ROWS <= MAX_GROUP_ROWS, "the most of all variants");
+
 constexpr int FEATURES = 32, PAIRS = FEATURES / 2;  // of a step
 constexpr int STEP_WORDS = PAIRS * COLUMNS;         // of the weights
 constexpr int READY_STEPS = 16;                     // that int8 are made ready for at a time
@@ -135,14 +137,13 @@ static LinearLayout layout(const LinearWeights& weights) {
     return weights.weight_type == INT8 ? Linear<int8_t>::layout() : Linear<Bf16>::layout();
 }
 
-static void pack_rows(const LinearWeights& weights, const void* x, int64_t first, int rows,
+static void pack_rows(const LinearWeights& weights, const void* const* rows, int count,
                       uint32_t* to) {
     const int64_t width = weights.in_features;
     const int64_t words = layout(weights).steps(width) * PAIRS;
-    const Bf16* from = static_cast<const Bf16*>(x) + first * width;
-    for (int r = 0; r < rows; r++, from += width, to += words) {
+    for (int r = 0; r < count; r++, to += words) {
         __builtin_memset(to + width / 2, 0, (words - width / 2) * 4);
-        __builtin_memcpy(to, from, width * sizeof(Bf16));
+        __builtin_memcpy(to, rows[r], width * sizeof(Bf16));
     }
 }
 
