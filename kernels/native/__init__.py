@@ -65,6 +65,10 @@ class Library:
         self.activation = _taking_a_call(functions.quire_activation)
         self.embedding = _taking_a_call(functions.quire_embedding)
         self.bitmask = _taking_a_call(functions.quire_bitmask)
+        self.router = _taking_a_call(functions.quire_router)
+        self.indices = _taking_a_call(functions.quire_indices)
+        self.gate = _taking_a_call(functions.quire_gate)
+        self.combine = _taking_a_call(functions.quire_combine)
         self.sampling = _taking_a_call(functions.quire_sampling)
         self.penalties = _taking_a_call(functions.quire_penalties)
 

@@ -20,7 +20,7 @@ bool are_alike(const LinearWeights& a, const LinearWeights& b) {
 // Whether groups name rows and matrices that there are.
 bool has_groups(const GroupedLinearCall& call) {
     if (call.starts == nullptr) return true;
-    if (call.starts[0] != 0 || call.starts[call.count] != call.rows) return false;
+    if (call.starts[0] != 0 || call.starts[call.count] > call.rows) return false;
     for (int64_t group = 0; group < call.count; group++)
         if (call.starts[group + 1] < call.starts[group] || call.ids[group] >= call.count)
             return false;
@@ -30,32 +30,36 @@ bool has_groups(const GroupedLinearCall& call) {
     return true;
 }
 
-// The parts that have rows and weights; rows without weights become zero.
-int64_t find_parts(const GroupedLinearCall& call, Part* parts) {
+// The parts of the groups that have rows and a layer; rows without a layer become zero.
+int64_t parts_of_groups(const GroupedLinearCall& call, Part* parts) {
     const int64_t width = width_of(call.weights->type);
-    int64_t count = 0;
+    const int64_t x_bytes = call.x_stride * width, y_bytes = call.y_stride * width;
     const char* x = static_cast<const char*>(call.x);
     char* y = static_cast<char*>(call.y);
+    int64_t count = 0, place = 0;
     for (int64_t group = 0; group < call.count; group++) {
-        Part part{call.weights + group, x, nullptr, y, call.rows};
-        if (call.starts == nullptr) {
-            part.x += group * call.x_step * width;
-            part.y = y + group * call.weights->out_features * width;
-        } else {
-            const int64_t start = call.starts[group], end = call.starts[group + 1];
-            part.rows = end - start;
-            part.y = y + start * call.y_stride * width;
-            if (call.order == nullptr) part.x += start * call.x_stride * width;
-            else part.order = call.order + start;
-            if (call.ids[group] < 0) {
-                std::memset(part.y, 0, part.rows * call.y_stride * width);
-                continue;
-            }
-            part.weights = call.weights + call.ids[group];
-        }
-        if (part.rows > 0) parts[count++] = part;
+        const int64_t start = call.starts[group], rows = call.starts[group + 1] - start;
+        if (rows == 0 || call.ids[group] < 0) continue;
+        std::memset(y + place * y_bytes, 0, (start - place) * y_bytes);
+        place = start + rows;
+        parts[count++] = {call.weights + call.ids[group],
+                          call.order == nullptr ? x + start * x_bytes : x,
+                          call.order == nullptr ? nullptr : call.order + start,
+                          y + start * y_bytes, rows};
     }
+    std::memset(y + place * y_bytes, 0, (call.rows - place) * y_bytes);
     return count;
+}
+
+// A part for each layer, of all rows.
+int64_t parts_of_layers(const GroupedLinearCall& call, Part* parts) {
+    const int64_t width = width_of(call.weights->type);
+    if (call.rows == 0) return 0;
+    for (int64_t i = 0; i < call.count; i++)
+        parts[i] = {call.weights + i, static_cast<const char*>(call.x) + i * call.x_step * width,
+                    nullptr,
+                    static_cast<char*>(call.y) + i * call.weights->out_features * width, call.rows};
+    return call.count;
 }
 
 }  // namespace
@@ -75,7 +79,8 @@ EXPORT int quire_grouped_linear(const GroupedLinearCall* given) {
     // Never empty: the last one has the totals.
     Part* parts = static_cast<Part*>(std::calloc(size_t(call.count) + 1, sizeof(Part)));
     if (parts == nullptr) return NO_MEMORY;
-    const int64_t count = find_parts(call, parts);
+    const int64_t count =
+        call.starts == nullptr ? parts_of_layers(call, parts) : parts_of_groups(call, parts);
     int status = OK;
     if (count > 0) {
         Call work{*variant, variant->layout(first), parts, count, first.in_features,
