@@ -50,6 +50,8 @@ class CompiledLinear:
         activation_type: the code of the type that x is multiplied in; None: that of `dtype`.
         instruction_set: None: the best of this machine.
 
+    `weights` is the LinearWeights that the library takes; they live as long as this object.
+
     Raises:
         ValueError: a shape, dtype or device outside the above, or instructions not of this machine.
     """
@@ -86,9 +88,9 @@ class CompiledLinear:
                 f"no compiled linear layer of [{self.out_features}, {self.in_features}], {described}"
             )
         packed = torch.empty(size, dtype=torch.uint8)
-        self._weights = WEIGHTS.pack(packed.data_ptr(), *described)
+        self.weights = WEIGHTS.pack(packed.data_ptr(), *described)
         self._kept = packed, *tensors
-        native.linear_pack(self._weights, matrix.weight.data_ptr(), torch.get_num_threads())
+        native.linear_pack(self.weights, matrix.weight.data_ptr(), torch.get_num_threads())
 
     def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
         """[T, K] to [T, N].
@@ -102,7 +104,7 @@ class CompiledLinear:
         rows = x_TK.shape[0]
         y_TN = torch.empty((rows, self.out_features), dtype=self.dtype)
         threads = torch.get_num_threads()
-        status = self._run(self._weights, x_TK.data_ptr(), y_TN.data_ptr(), rows, threads)
+        status = self._run(self.weights, x_TK.data_ptr(), y_TN.data_ptr(), rows, threads)
         if status:
             raise_for(status)
         return y_TN

@@ -60,11 +60,16 @@ class Library:
         self.linear_pack.argtypes = [ctypes.c_char_p, pointer, number]
         self.linear = functions.quire_linear
         self.linear.argtypes = [ctypes.c_char_p, pointer, pointer, number, number]
+        self.grouped_linear = _taking_a_call(functions.quire_grouped_linear)
         self.norm = _taking_a_call(functions.quire_norm)
         self.rope = _taking_a_call(functions.quire_rope)
         self.activation = _taking_a_call(functions.quire_activation)
         self.embedding = _taking_a_call(functions.quire_embedding)
         self.bitmask = _taking_a_call(functions.quire_bitmask)
+        self.router = _taking_a_call(functions.quire_router)
+        self.indices = _taking_a_call(functions.quire_indices)
+        self.gate = _taking_a_call(functions.quire_gate)
+        self.combine = _taking_a_call(functions.quire_combine)
         self.sampling = _taking_a_call(functions.quire_sampling)
         self.penalties = _taking_a_call(functions.quire_penalties)
 

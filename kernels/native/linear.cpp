@@ -1,16 +1,12 @@
-// Lays out the weights of a linear layer; cuts a call into tiles, and gives them to threads.
-#include "linear.h"
-
-#include <atomic>
-#include <cstdlib>
+// Lays out the weights of a linear layer, and finds out which instructions compute it.
 #include <cstring>
-#include <thread>
 #ifdef __linux__
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
 #endif
 
+#include "linear_call.h"
 #include "threads.h"
 
 extern "C" {
@@ -23,13 +19,6 @@ int quire_linear(const quire::LinearWeights*, const void* x, void* y, int64_t ro
 }
 
 namespace quire {
-namespace {
-
-constexpr int64_t TILE_BYTES = 1 << 16;         // weights of a tile, at least
-constexpr int64_t SMALL_PRODUCTS = 1 << 16;     // below it a thread would take longer to wake
-constexpr int STRETCH = 128;                    // features of a row that are laid out together
-constexpr int SPINS = 10000;                    // before a thread gives up its processor
-constexpr uintptr_t HUGE_PAGE_BYTES = 1 << 21;
 
 const LinearVariant* variant_of(const LinearWeights& weights) {
     int64_t instruction_set = weights.instruction_set;
@@ -60,6 +49,11 @@ bool is_sound(const LinearWeights& weights) {
     return has_type && has_weights && has_activations && is_plain && weights.out_features > 0 &&
            weights.in_features > 0;
 }
+
+namespace {
+
+constexpr int STRETCH = 128;                    // features of a row that are laid out together
+constexpr uintptr_t HUGE_PAGE_BYTES = 1 << 21;
 
 // A few entries of the processor's page table instead of thousands.
 void use_huge_pages(void* start, int64_t bytes) {
@@ -97,74 +91,6 @@ void pack_panel(const LinearWeights& weights, const LinearLayout& layout, const 
                 }
         }
 }
-
-// The tiles of a call: panels by rows, in the order in which threads take them.
-struct Work {
-    Work(const LinearWeights& weights, const LinearLayout& layout, int64_t rows, int64_t threads)
-        : rows(rows), panels(layout.panels(weights.out_features)),
-          panel_bytes(layout.panel_bytes(weights.in_features)) {
-        int64_t blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
-        together = (TILE_BYTES + panel_bytes - 1) / panel_bytes;
-        int64_t most = panels * blocks / (4 * threads);
-        if (together > most) together = most > 1 ? most : 1;
-        runs = (panels + together - 1) / together;
-        size = runs * blocks;
-    }
-
-    int64_t first_panel(int64_t number) const { return number % runs * together; }
-
-    LinearTile tile(int64_t number) const {
-        int64_t row = number / runs * BLOCK_ROWS, panel = first_panel(number);
-        return {nullptr, nullptr, row, rows - row < BLOCK_ROWS ? rows - row : BLOCK_ROWS, panel,
-                panels - panel < together ? panels - panel : together, nullptr};
-    }
-
-    int64_t rows, panels, panel_bytes, together, runs, size;
-};
-
-struct Call {
-    const LinearWeights& weights;
-    const LinearVariant& variant;
-    const LinearLayout layout;
-    const Work work;
-    const void* x;
-    void* y;
-    uint32_t* packed_x;
-    std::atomic<int64_t> next_group{0}, groups_packed{0}, next_tile{0};
-
-    // All rows of x, by the threads that are here by then: one that wakes late holds up none.
-    void pack_rows() {
-        const int64_t row_words = layout.row_words(weights.in_features);
-        const int64_t in_block = row_groups(BLOCK_ROWS, layout.max_rows);
-        const int64_t last = work.rows / BLOCK_ROWS * BLOCK_ROWS;
-        const int64_t groups = last / BLOCK_ROWS * in_block +
-                               row_groups(work.rows - last, layout.max_rows);
-        for (int64_t group = next_group++; group < groups; group = next_group++) {
-            int64_t block = group / in_block * BLOCK_ROWS;
-            RowGroups rows(block < last ? BLOCK_ROWS : work.rows - last, layout.max_rows);
-            int64_t first = block + rows.first(group % in_block);
-            int count = rows.count(group % in_block);
-            variant.pack_rows(weights, x, first, count, packed_x + first * row_words);
-            groups_packed++;
-        }
-        for (int spins = 0; groups_packed < groups; spins++)
-            if (spins > SPINS) std::this_thread::yield();
-    }
-
-    void run_tiles() {
-        const char* packed = static_cast<const char*>(weights.packed);
-        // A thread knows its next tile before it computes one, to fetch the weights ahead.
-        for (int64_t number = next_tile++, next; number < work.size; number = next) {
-            next = next_tile++;
-            LinearTile tile = work.tile(number);
-            tile.x = packed_x + tile.first_row * layout.row_words(weights.in_features);
-            tile.y = y;
-            int64_t ahead = work.first_panel(next < work.size ? next : number);
-            tile.next = packed + ahead * work.panel_bytes;
-            variant.run(weights, tile);
-        }
-    }
-};
 
 // Small whole numbers, whose products and sums every variant computes without rounding.
 struct Sample {
@@ -259,17 +185,8 @@ EXPORT int quire_linear(const LinearWeights* given, const void* x, void* y, int6
     const LinearVariant* variant = variant_of(weights);
     if (variant == nullptr || !is_sound(weights) || rows < 0 || threads < 1) return BAD_CALL;
     if (rows == 0) return OK;
-    LinearLayout layout = variant->layout(weights);
-    size_t words = size_t(rows) * layout.row_words(weights.in_features);
-    uint32_t* packed_x = static_cast<uint32_t*>(std::malloc(words * sizeof(uint32_t)));
-    if (packed_x == nullptr) return NO_MEMORY;
-    if (rows * weights.out_features * weights.in_features < SMALL_PRODUCTS) threads = 1;
-    Call call{weights, *variant, layout, Work(weights, layout, rows, threads), x, y, packed_x};
-    if (threads > call.work.size) threads = call.work.size;
-    run_together(threads, [&call] {
-        call.pack_rows();
-        call.run_tiles();
-    });
-    std::free(packed_x);
-    return OK;
+    Part parts[2] = {{given, static_cast<const char*>(x), nullptr, y, rows}, {}};
+    Call call{*variant, variant->layout(weights), parts, 1, weights.in_features,
+              weights.in_features * width_of(weights.type), weights.out_features, 1};
+    return call.run(threads);
 }

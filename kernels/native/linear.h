@@ -16,6 +16,7 @@ constexpr int BLOCK_ROWS = 192;   // rows that share a read of the weights
 constexpr int MAX_COLUMNS = 32;   // of a panel, in every variant
 constexpr int MAX_STEP = 64;      // input features of a step, in every variant
 constexpr int64_t MAX_INT8_FEATURES = 1 << 17;  // whose products of int8 an int32 can sum
+constexpr int MAX_GROUP_ROWS = 32;  // that are multiplied together, in every variant
 
 // As packed by Python: 8-byte fields only, so that there is no padding to agree on.
 struct LinearWeights {
@@ -29,6 +30,20 @@ struct LinearWeights {
     int64_t activation_type;  // `type`, or INT8: that x is multiplied in
     int64_t group_size;       // input features with the same scale: all of them
     int64_t instruction_set;
+};
+
+// Layers of equal sizes and types, each on its own rows.
+struct GroupedLinearCall {
+    const LinearWeights* weights;  // [count]
+    const void* x;
+    void* y;
+    const int32_t* starts;  // [count + 1] of the rows of each group, or null: all rows for each layer
+    const int32_t* ids;     // [count] layer of each group; negative: its rows of y become zero
+    const int32_t* order;   // [rows] row m is that of x order[m] / top_k; null: x has them in order
+    int64_t count, rows, x_rows, top_k;
+    int64_t x_stride, y_stride;  // elements from a row to the next
+    int64_t x_step;              // without groups: from a layer's first row of x to the next one's
+    int64_t threads;
 };
 
 // How a variant computes with weights.
@@ -53,16 +68,17 @@ struct LinearLayout {
 // Panels times the rows of a block; x as `pack_rows` has laid out its groups of rows (`RowGroups`).
 struct LinearTile {
     const uint32_t* x;  // of `first_row`
-    void* y;            // [rows, out_features]
+    void* y;            // [rows, y_stride], of them out_features used
     int64_t first_row, rows;
     int64_t first_panel, panels;
     const char* next;   // weights to fetch ahead, when those of the tile are
+    int64_t y_stride;   // elements from a row of y to the next
 };
 
 struct LinearVariant {
     LinearLayout (*layout)(const LinearWeights&);
-    // Rows first .. first + rows of x [.., in_features] in the order in which `run` reads them.
-    void (*pack_rows)(const LinearWeights&, const void* x, int64_t first, int rows, uint32_t* to);
+    // `count` rows of x, each [in_features], in the order in which `run` reads them.
+    void (*pack_rows)(const LinearWeights&, const void* const* rows, int count, uint32_t* to);
     void (*run)(const LinearWeights&, const LinearTile&);
 };
 

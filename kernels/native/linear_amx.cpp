@@ -31,6 +31,8 @@ inline __attribute__((always_inline)) __m512 fma(__m512 a, __m512 b, __m512 c) {
 
 #include "linear_finish.h"
 
+static_assert(MAX_ROWS <= MAX_GROUP_ROWS, "the most of all variants");
+
 constexpr int WORDS = 16;                    // of a row of x in a step
 constexpr int STEP_WORDS = WORDS * COLUMNS;  // of the weights
 constexpr int READY_STEPS = 16;              // that int8 are made ready for at a time
@@ -112,19 +114,20 @@ struct Linear {
                 Tiles::template place<Stored>, Tiles::SIDES};
     }
 
-    static void pack_rows(const LinearWeights& weights, const Bf16* x, int rows, uint32_t* to) {
+    static void pack_rows(const LinearWeights& weights, const void* const* rows, int count,
+                          uint32_t* to) {
         const int64_t width = weights.in_features, words = layout().steps(width) * WORDS;
         const int64_t stride = words + Tiles::SIDES;
         if constexpr (Tiles::SIDES > 0)
-            quantize_rows<Bf16>(weights, layout(), x, rows, to + words, stride,
-                                [&](int r, int64_t start, const int8_t* numbers, int count) {
+            quantize_rows<Bf16>(weights, layout(), rows, count, to + words, stride,
+                                [&](int r, int64_t start, const int8_t* numbers, int steps) {
                                     __builtin_memcpy(to + r * stride + start * WORDS, numbers,
-                                                     count * FEATURES);
+                                                     steps * FEATURES);
                                 });
         else
-            for (int r = 0; r < rows; r++, x += width, to += stride) {
+            for (int r = 0; r < count; r++, to += stride) {
                 __builtin_memset(to + width / 2, 0, (words - width / 2) * 4);
-                __builtin_memcpy(to, x, width * sizeof(Bf16));
+                __builtin_memcpy(to, rows[r], width * sizeof(Bf16));
             }
     }
 
@@ -187,10 +190,9 @@ static LinearLayout layout(const LinearWeights& weights) {
     return with_types(weights, [](auto linear) { return linear.layout(); });
 }
 
-static void pack_rows(const LinearWeights& weights, const void* x, int64_t first, int rows,
+static void pack_rows(const LinearWeights& weights, const void* const* rows, int count,
                       uint32_t* to) {
-    const Bf16* from = static_cast<const Bf16*>(x) + first * weights.in_features;
-    with_types(weights, [&](auto linear) { linear.pack_rows(weights, from, rows, to); });
+    with_types(weights, [&](auto linear) { linear.pack_rows(weights, rows, count, to); });
 }
 
 static void run(const LinearWeights& weights, const LinearTile& tile) {

@@ -49,13 +49,14 @@ INLINE void quantize(const T* x, float scale, int count, int8_t* to, uint32_t& s
     sum += total;
 }
 
-// Rows [.., in_features] by `put(row, first step, its numbers, count of them)`, then their sides.
+// Rows [in_features] by `put(row, first step, its numbers, count of them)`, then their sides.
 template <class T, class Put>
-INLINE void quantize_rows(const LinearWeights& weights, const LinearLayout& layout, const void* x,
-                          int rows, uint32_t* sides, int64_t stride, Put put) {
+INLINE void quantize_rows(const LinearWeights& weights, const LinearLayout& layout,
+                          const void* const* rows, int row_count, uint32_t* sides, int64_t stride,
+                          Put put) {
     const int64_t width = weights.in_features;
-    const T* from = static_cast<const T*>(x);
-    for (int r = 0; r < rows; r++, from += width, sides += stride) {
+    for (int r = 0; r < row_count; r++, sides += stride) {
+        const T* from = static_cast<const T*>(rows[r]);
         const float scale = scale_of(from, width);
         uint32_t sum = 0;
         for (int64_t start = 0; start < width; start += QUANTIZED_TOGETHER) {

@@ -5,6 +5,8 @@
 
 #include "linear_finish.h"
 
+static_assert(MAX_ROWS <= MAX_GROUP_ROWS, "the most of all variants");
+
 // Products of float32; also of bfloat16 where a processor has no instruction for these.
 struct Float32Products {
     typedef Floats Sums;
@@ -102,20 +104,19 @@ struct Linear {
                 Products::FLIPPED};
     }
 
-    static void pack_rows(const LinearWeights& weights, const void* x, int64_t first, int rows,
+    static void pack_rows(const LinearWeights& weights, const void* const* rows, int count,
                           uint32_t* to) {
         const int64_t width = weights.in_features, steps = layout().steps(width);
-        const T* from = static_cast<const T*>(x) + first * width;
         if constexpr (Products::SIDES > 0)
-            quantize_rows<T>(weights, layout(), from, rows, to + steps * rows, Products::SIDES,
-                             [&](int r, int64_t start, const int8_t* numbers, int count) {
-                                 for (int step = 0; step < count; step++)
-                                     to[(start + step) * rows + r] = Products::word(numbers, step);
+            quantize_rows<T>(weights, layout(), rows, count, to + steps * count, Products::SIDES,
+                             [&](int r, int64_t start, const int8_t* numbers, int packed) {
+                                 for (int step = 0; step < packed; step++)
+                                     to[(start + step) * count + r] = Products::word(numbers, step);
                              });
         else
             for (int64_t step = 0; step < steps; step++)
-                for (int r = 0; r < rows; r++)
-                    *to++ = Products::pack(from + r * width, step, width);
+                for (int r = 0; r < count; r++)
+                    *to++ = Products::pack(static_cast<const T*>(rows[r]), step, width);
     }
 
     static void run(const LinearWeights& weights, const LinearTile& tile) {
@@ -203,9 +204,9 @@ static LinearLayout layout(const LinearWeights& weights) {
     return with_types(weights, [](auto linear) { return linear.layout(); });
 }
 
-static void pack_rows(const LinearWeights& weights, const void* x, int64_t first, int rows,
+static void pack_rows(const LinearWeights& weights, const void* const* rows, int count,
                       uint32_t* to) {
-    with_types(weights, [&](auto linear) { linear.pack_rows(weights, x, first, rows, to); });
+    with_types(weights, [&](auto linear) { linear.pack_rows(weights, rows, count, to); });
 }
 
 static void run(const LinearWeights& weights, const LinearTile& tile) {

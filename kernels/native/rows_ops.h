@@ -12,11 +12,13 @@
 
 #include "embedding.h"
 
+#include "mixture.h"
+
 #include "sampling_passes.h"
 
-#define ROW_VARIANT                        \
-    {                                      \
-        norm, rope, activate<>, embed, mask, { \
-            first_greatest, distances, collect, masses, race \
-        }                                  \
+#define ROW_VARIANT                                                    \
+    {                                                                  \
+        norm, rope, activate<>, embed, mask, route, gate, combine, {   \
+            first_greatest, distances, collect, masses, race           \
+        }                                                              \
     }
