@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
+from gguf_files import gguf_file
 
 READY_SECONDS = 600.0
 PORT = 8371
@@ -50,6 +52,7 @@ def vllm(python: str, threads: int) -> Server:
             "--no-enable-prefix-caching",
         ),
         environment={
+            "VLLM_TARGET_DEVICE": "cpu",
             "VLLM_CPU_KVCACHE_SPACE": "2",
             "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
             "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
@@ -68,20 +71,26 @@ def openvino(python: str, threads: int) -> Server:
     )
 
 
-def llama_cpp(binary: str, threads: int) -> Server:
-    """llama.cpp's server, of the `model.gguf` in the model's folder."""
+def llama_cpp(binary: str, threads: int, kind: str = "BF16") -> Server:
+    """llama.cpp's server, of the model as a GGUF file of `kind`."""
     count = str(threads)
+    quantizer = str(Path(binary).with_name("llama-quantize"))
     return Server(
-        name="llama.cpp",
+        name="llama.cpp" if kind == "BF16" else f"llama.cpp {kind}",
         command=lambda folder: (
-            *(binary, "-m", str(folder / "model.gguf"), "--port", str(PORT)),
+            *(binary, "-m", str(gguf_file(folder, kind, quantizer)), "--port", str(PORT)),
             *("-c", "16384", "-np", "32", "-kvu", "-t", count, "-tb", count),
         ),
     )
 
 
-def installed(threads: int, pythons: Mapping[str, str]) -> list[Server]:
-    """The peers found here; `pythons` name interpreters that have a peer's package."""
+def installed(
+    threads: int, pythons: Mapping[str, str], gguf_kinds: Sequence[str] = ()
+) -> list[Server]:
+    """The peers found here, llama.cpp once more for each of `gguf_kinds`.
+
+    `pythons` name interpreters that have a peer's package.
+    """
     found = []
     for module, peer in (("vllm", vllm), ("openvino_genai", openvino)):
         python = pythons.get(module, sys.executable)
@@ -89,7 +98,8 @@ def installed(threads: int, pythons: Mapping[str, str]) -> list[Server]:
         if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
             found.append(peer(python, threads))
     binary = pythons.get("llama.cpp") or shutil.which("llama-server")
-    return [*found, llama_cpp(binary, threads)] if binary else found
+    kinds = ("BF16", *gguf_kinds) if binary else ()
+    return [*found, *(llama_cpp(binary, threads, kind) for kind in kinds)]
 
 
 @contextlib.contextmanager
@@ -104,10 +114,11 @@ def running(server: Server, folder: Path) -> Iterator[tuple[str, float]]:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", PORT)) == 0:
             raise RuntimeError(f"{server.name}: another server listens on port {PORT}")
+    command = server.command(folder)
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
         started = time.perf_counter()
         process = subprocess.Popen(
-            list(server.command(folder)),
+            list(command),
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **server.environment},
@@ -127,6 +138,9 @@ def running(server: Server, folder: Path) -> Iterator[tuple[str, float]]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            # Workers that outlived it would take the next server's time.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _is_ready(url: str) -> bool:
