@@ -7,7 +7,8 @@ checkpoint (random weights), the same client and the same requests, each a promp
     W2  16 requests, 8 at a time                 W5  a prompt of 2,048 arrives while 8 streams
     W3  64 requests, 32 at a time                    decode: its TTFT, and the longest gap in them
 
-Floors are from the machine's read and matmul rates, measured in the same run.
+Floors are from the machine's read and matmul rates, measured in the same run; they are those of
+the bfloat16 checkpoint, in the rows of quantized ones as well.
 """
 
 import argparse
@@ -15,7 +16,6 @@ import asyncio
 import json
 import os
 import random
-import shlex
 import signal
 import statistics
 import subprocess
@@ -31,7 +31,7 @@ import httpx2
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from peers import Server, installed, quire, running
+from peers import PEERS, Server, installed, running
 from random_checkpoint import SHAPES, write_checkpoint
 
 from quire.config.settings import ModelSettings
@@ -163,7 +163,7 @@ def table(
     lines = [
         "| | " + " | ".join(measured) + " |",
         "|---" * (len(measured) + 1) + "|",
-        "| floor | " + " | ".join(_shown(floor.get(name)) for name in measured) + " |",
+        "| bfloat16 floor | " + " | ".join(_shown(floor.get(name)) for name in measured) + " |",
     ]
     for name, figures in rows.items():
         cells = []
@@ -236,38 +236,38 @@ def parse() -> argparse.Namespace:
         "--only", nargs="+", metavar="NAME", help="servers by their names in the table"
     )
     parser.add_argument(
-        "--quire-args",
-        action="append",
-        default=[],
-        metavar="OPTIONS",
-        help="also Quire with these options, such as '--quantization int8'",
-    )
-    parser.add_argument(
-        "--gguf",
+        "--also",
         nargs="+",
+        action="extend",
+        type=_pair,
         default=[],
-        metavar="KIND",
-        help="also llama.cpp with these GGUF files, such as Q8_0 and Q4_K_M",
+        metavar="PEER=VARIANT",
+        help="more rows, such as 'quire=--quantization int8', llama.cpp=Q8_0, openvino_genai=int8",
     )
     parser.add_argument(
         "--peer",
-        action="append",
+        nargs="+",
+        action="extend",
+        type=_pair,
         default=[],
-        metavar="PACKAGE=PYTHON",
+        metavar="PEER=PROGRAM",
         help="where a peer is: "
         "vllm=/path/python, openvino_genai=/path/python, llama.cpp=/path/llama-server",
     )
     return parser.parse_args()
 
 
+def _pair(text: str) -> tuple[str, str]:
+    peer, equals, value = text.partition("=")
+    if peer not in PEERS or not equals:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(PEERS)}, =, and a value")
+    return peer, value
+
+
 def chosen_servers(options: argparse.Namespace, threads: int) -> list[Server]:
-    servers = [
-        quire(),
-        *(quire(f"Quire {line}", *shlex.split(line)) for line in options.quire_args),
-        *installed(threads, dict(peer.split("=", 1) for peer in options.peer), options.gguf),
-    ]
-    names = {server.name for server in servers}
-    if unknown := set(options.only or ()) - names:
+    servers = installed(threads, dict(options.peer), options.also)
+    names = [server.name for server in servers]
+    if unknown := set(options.only or ()) - set(names):
         sys.exit(f"--only {', '.join(unknown)}: expected some of {', '.join(names)}")
     return [server for server in servers if not options.only or server.name in options.only]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -31,25 +32,26 @@ class Server:
     model: Callable[[Path], str | None] = lambda folder: None
 
 
-def quire(name: str = "Quire", *options: str) -> Server:
+def quire(python: str, threads: int, variant: str = "") -> Server:
+    """Quire takes the threads it may use; `variant` holds more options of `quire serve`."""
     return Server(
-        name=name,
+        name=f"Quire {variant}".strip(),
         command=lambda folder: (
-            *(sys.executable, "-P", "-m", "quire.server", "serve", "--model", str(folder)),
-            *("--port", str(PORT), *options),
+            *(python, "-P", "-m", "quire.server", "serve", "--model", str(folder)),
+            *("--port", str(PORT), *shlex.split(variant)),
         ),
         ready_path="/readyz",
     )
 
 
-def vllm(python: str, threads: int) -> Server:
-    """vLLM for CPUs. By default it computes on all cores but one."""
+def vllm(python: str, threads: int, variant: str = "") -> Server:
+    """vLLM for CPUs. By default it computes on all cores but one. `variant` is as Quire's."""
     return Server(
-        name="vLLM",
+        name=f"vLLM {variant}".strip(),
         command=lambda folder: (
             *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)),
             *("--port", str(PORT), "--dtype", "bfloat16", "--max-model-len", "4096"),
-            "--no-enable-prefix-caching",
+            *("--no-enable-prefix-caching", *shlex.split(variant)),
         ),
         environment={
             "VLLM_TARGET_DEVICE": "cpu",
@@ -62,44 +64,81 @@ def vllm(python: str, threads: int) -> Server:
     )
 
 
-def openvino(python: str, threads: int) -> Server:
-    """OpenVINO GenAI behind `openvino_server.py`: it brings no server of its own."""
-    script = Path(__file__).with_name("openvino_server.py")
+def openvino(python: str, threads: int, variant: str = "") -> Server:
+    """OpenVINO GenAI behind `openvino_server.py`: it brings no server of its own.
+
+    `variant` is a `--weight-format` of its exporter, such as int8.
+    """
+    script = str(Path(__file__).with_name("openvino_server.py"))
     return Server(
-        name="OpenVINO GenAI",
-        command=lambda folder: (python, str(script), str(folder), str(PORT), str(threads)),
+        name=f"OpenVINO GenAI {variant}".strip(),
+        command=lambda folder: (
+            *(python, script, str(_openvino_model(folder, python, variant))),
+            *(str(PORT), str(threads)),
+        ),
     )
 
 
-def llama_cpp(binary: str, threads: int, kind: str = "BF16") -> Server:
-    """llama.cpp's server, of the model as a GGUF file of `kind`."""
+def _openvino_model(folder: Path, python: str, weight_format: str) -> Path:
+    """The model in OpenVINO's form, exported on first use."""
+    target = folder / "-".join(filter(None, ("openvino", weight_format)))
+    if not target.is_dir():
+        made = target.with_name(f"{target.name}.part")
+        exporter = str(Path(python).with_name("optimum-cli"))
+        chosen = ("--weight-format", weight_format) if weight_format else ()
+        command = [exporter, "export", "openvino", "-m", str(folder), *chosen]
+        subprocess.run([*command, "--task", "text-generation-with-past", str(made)], check=True)
+        made.rename(target)
+    return target
+
+
+def llama_cpp(binary: str, threads: int, variant: str = "") -> Server:
+    """llama.cpp's server; `variant` is a kind of GGUF file, such as Q8_0; else BF16."""
     count = str(threads)
     quantizer = str(Path(binary).with_name("llama-quantize"))
     return Server(
-        name="llama.cpp" if kind == "BF16" else f"llama.cpp {kind}",
+        name=f"llama.cpp {variant}".strip(),
         command=lambda folder: (
-            *(binary, "-m", str(gguf_file(folder, kind, quantizer)), "--port", str(PORT)),
+            *(binary, "-m", str(gguf_file(folder, variant or "BF16", quantizer))),
+            *("--port", str(PORT)),
             *("-c", "16384", "-np", "32", "-kvu", "-t", count, "-tb", count),
         ),
     )
 
 
-def installed(
-    threads: int, pythons: Mapping[str, str], gguf_kinds: Sequence[str] = ()
-) -> list[Server]:
-    """The peers found here, llama.cpp once more for each of `gguf_kinds`.
+PEERS: Mapping[str, Callable[[str, int, str], Server]] = {
+    "quire": quire,
+    "vllm": vllm,
+    "openvino_genai": openvino,
+    "llama.cpp": llama_cpp,
+}
 
-    `pythons` name interpreters that have a peer's package.
+
+def installed(
+    threads: int, programs: Mapping[str, str], variants: Sequence[tuple[str, str]]
+) -> list[Server]:
+    """Quire and the peers found here, each plain and in its `variants`, (peer, variant).
+
+    `programs` name llama.cpp's server, and interpreters that have a peer's package.
+
+    Raises:
+        RuntimeError: a variant's peer is not here.
     """
-    found = []
-    for module, peer in (("vllm", vllm), ("openvino_genai", openvino)):
-        python = pythons.get(module, sys.executable)
+    found = {"quire": programs.get("quire", sys.executable)}
+    for module in ("vllm", "openvino_genai"):
+        python = programs.get(module, sys.executable)
         probe = [python, "-c", f"import {module}"]
         if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
-            found.append(peer(python, threads))
-    binary = pythons.get("llama.cpp") or shutil.which("llama-server")
-    kinds = ("BF16", *gguf_kinds) if binary else ()
-    return [*found, *(llama_cpp(binary, threads, kind) for kind in kinds)]
+            found[module] = python
+    if binary := programs.get("llama.cpp") or shutil.which("llama-server"):
+        found["llama.cpp"] = binary
+    if missing := {peer for peer, _ in variants} - set(found):
+        raise RuntimeError(f"not here: {', '.join(missing)}")
+    return [
+        PEERS[name](program, threads, variant)
+        for name, program in found.items()
+        for variant in ("", *(variant for peer, variant in variants if peer == name))
+    ]
 
 
 @contextlib.contextmanager
@@ -109,6 +148,7 @@ def running(server: Server, folder: Path) -> Iterator[tuple[str, float]]:
     Raises:
         RuntimeError: the port is taken, or it ended or was not ready in time; the message holds the
             end of its log.
+        subprocess.CalledProcessError: its form of the model could not be made.
     """
     url = f"http://127.0.0.1:{PORT}"
     with socket.socket() as probe:
