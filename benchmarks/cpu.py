@@ -242,7 +242,8 @@ def parse() -> argparse.Namespace:
         type=_pair,
         default=[],
         metavar="PEER=VARIANT",
-        help="more rows, such as 'quire=--quantization int8', llama.cpp=Q8_0, openvino_genai=int8",
+        help="more rows, such as 'quire=--quantization int8', "
+        "vllm=W8A8, openvino_genai=int8, llama.cpp=Q8_0",
     )
     parser.add_argument(
         "--peer",
@@ -265,7 +266,10 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def chosen_servers(options: argparse.Namespace, threads: int) -> list[Server]:
-    servers = installed(threads, dict(options.peer), options.also)
+    try:
+        servers = installed(threads, dict(options.peer), options.also)
+    except RuntimeError as error:
+        sys.exit(str(error))
     names = [server.name for server in servers]
     if unknown := set(options.only or ()) - set(names):
         sys.exit(f"--only {', '.join(unknown)}: expected some of {', '.join(names)}")

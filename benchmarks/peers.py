@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
-from gguf_files import gguf_file
+from peer_models import gguf_file, openvino_model, w8a8_checkpoint
 
 READY_SECONDS = 600.0
 PORT = 8371
@@ -45,13 +45,19 @@ def quire(python: str, threads: int, variant: str = "") -> Server:
 
 
 def vllm(python: str, threads: int, variant: str = "") -> Server:
-    """vLLM for CPUs. By default it computes on all cores but one. `variant` is as Quire's."""
+    """vLLM for CPUs. By default it computes on all cores but one. `variant`: W8A8, or none."""
+    if variant not in ("", "W8A8"):
+        raise RuntimeError(f"vllm={variant}: expected W8A8")
+
+    def model(folder: Path) -> str:
+        return str(w8a8_checkpoint(folder) if variant == "W8A8" else folder)
+
     return Server(
         name=f"vLLM {variant}".strip(),
         command=lambda folder: (
-            *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)),
+            *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", model(folder)),
             *("--port", str(PORT), "--dtype", "bfloat16", "--max-model-len", "4096"),
-            *("--no-enable-prefix-caching", *shlex.split(variant)),
+            "--no-enable-prefix-caching",
         ),
         environment={
             "VLLM_TARGET_DEVICE": "cpu",
@@ -60,7 +66,7 @@ def vllm(python: str, threads: int, variant: str = "") -> Server:
             "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
             "OMP_NUM_THREADS": str(threads),
         },
-        model=str,
+        model=model,
     )
 
 
@@ -70,26 +76,14 @@ def openvino(python: str, threads: int, variant: str = "") -> Server:
     `variant` is a `--weight-format` of its exporter, such as int8.
     """
     script = str(Path(__file__).with_name("openvino_server.py"))
+    exporter = str(Path(python).with_name("optimum-cli"))
     return Server(
         name=f"OpenVINO GenAI {variant}".strip(),
         command=lambda folder: (
-            *(python, script, str(_openvino_model(folder, python, variant))),
+            *(python, script, str(openvino_model(folder, exporter, variant))),
             *(str(PORT), str(threads)),
         ),
     )
-
-
-def _openvino_model(folder: Path, python: str, weight_format: str) -> Path:
-    """The model in OpenVINO's form, exported on first use."""
-    target = folder / "-".join(filter(None, ("openvino", weight_format)))
-    if not target.is_dir():
-        made = target.with_name(f"{target.name}.part")
-        exporter = str(Path(python).with_name("optimum-cli"))
-        chosen = ("--weight-format", weight_format) if weight_format else ()
-        command = [exporter, "export", "openvino", "-m", str(folder), *chosen]
-        subprocess.run([*command, "--task", "text-generation-with-past", str(made)], check=True)
-        made.rename(target)
-    return target
 
 
 def llama_cpp(binary: str, threads: int, variant: str = "") -> Server:
@@ -122,7 +116,7 @@ def installed(
     `programs` name llama.cpp's server, and interpreters that have a peer's package.
 
     Raises:
-        RuntimeError: a variant's peer is not here.
+        RuntimeError: a variant's peer is not here, or does not have it.
     """
     found = {"quire": programs.get("quire", sys.executable)}
     for module in ("vllm", "openvino_genai"):
