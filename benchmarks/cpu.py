@@ -202,7 +202,7 @@ def run_shape(
             try:
                 with running(server, folder) as (url, ready):
                     figures = asyncio.run(measure(url, server.model(folder), workloads))
-            except (RuntimeError, httpx2.HTTPError, subprocess.CalledProcessError) as error:
+            except (RuntimeError, httpx2.HTTPError) as error:
                 failed.add(server.name)
                 print(f"{server.name}: left out: {error}", file=sys.stderr)
                 continue

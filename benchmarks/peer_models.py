@@ -1,7 +1,6 @@
 """A checkpoint of `random_checkpoint.py` in the forms that peers want; each is made on first use.
 
-Each function returns the path, and raises `subprocess.CalledProcessError` where a peer's own program
-fails.
+Each function returns the path, and raises RuntimeError where a peer's own program fails.
 """
 
 import json
@@ -108,5 +107,6 @@ def _kept(path: Path, make: Callable[[Path], None]) -> Path:
 
 
 def _run(command: Sequence[str]) -> None:
-    # Their words would stand among the rows.
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{command[0]} failed:\n{done.stderr[-2000:]}")

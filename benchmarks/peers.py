@@ -141,8 +141,7 @@ def running(server: Server, folder: Path) -> Iterator[tuple[str, float]]:
 
     Raises:
         RuntimeError: the port is taken, or it ended or was not ready in time; the message holds the
-            end of its log.
-        subprocess.CalledProcessError: its form of the model could not be made.
+            end of its log. Or its form of the model could not be made.
     """
     url = f"http://127.0.0.1:{PORT}"
     with socket.socket() as probe:
