@@ -42,8 +42,8 @@ _FP4: Mapping[str, int | str] = {"num_bits": 4, "type": "float", "symmetric": Tr
 def read_compressed_tensors(section: ConfigFile) -> QuantConfig:
     """Of `quant_method` compressed-tensors.
 
-    Activations of 4 bits are not quantized; those of int8 are everywhere, and those
-    of fp8 on a GPU; dynamic ones per token.
+    Activations of 4 bits are not quantized, those of int8 are everywhere and those of fp8 on a GPU,
+    dynamic ones per token; those of a mixture's experts never are.
 
     Raises:
         ModelError: more than one group, or a scheme that is not supported.

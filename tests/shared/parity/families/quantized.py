@@ -277,7 +277,7 @@ def _mixture(name: str) -> ParityCase:
 CASES = [
     *(_case(name, method) for name, method in METHODS.items()),
     *(_case("bfloat16", METHODS[name], f"llama {name}") for name in ("awq", "fp8 blocks")),
-    *(_mixture(name) for name in ("gptq", "fp8 blocks")),
+    *(_mixture(name) for name in ("gptq", "fp8 blocks", "int8 compressed")),
     *(
         _case(f"{name} at load", method, settings={"quantization": name})
         for name, method in AT_LOAD.items()
