@@ -17,7 +17,7 @@ def quantize_rows_int8_reference(x_TK: torch.Tensor) -> tuple[torch.Tensor, torc
 
 def chunks_of(weight_NK: torch.Tensor) -> list[torch.Tensor]:
     """Weights of whole numbers in float32, [N, at most CHUNK] each."""
-    return [chunk.float() for chunk in weight_NK.split(CHUNK, 1)]
+    return [chunk.float() for chunk in torch.split(weight_NK, CHUNK, 1)]
 
 
 def matmul_chunks(
@@ -29,7 +29,7 @@ def matmul_chunks(
     """As `matmul_w8a8`, with the weights as `chunks_of` has them."""
     numbers, scale_T1 = quantize_rows_int8_reference(x_TK)
     sums = torch.zeros(len(x_TK), len(scale_N1), dtype=torch.float64, device=x_TK.device)
-    for part, chunk in zip(numbers.split(CHUNK, 1), chunks, strict=True):
+    for part, chunk in zip(torch.split(numbers, CHUNK, 1), chunks, strict=True):
         sums += part.float() @ chunk.t()
     y = sums.float() * scale_T1 * scale_N1.t()
     return (y if bias_N is None else y + bias_N.float()).to(x_TK.dtype)

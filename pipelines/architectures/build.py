@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from quire.kernels.linear.tile_plan import TilePlans
+from quire.pipelines.architectures.encodings import Encoding
 from quire.pipelines.architectures.latent_parts import LatentAttentionSpec
 from quire.pipelines.architectures.moe_parts import MoESpec
 from quire.pipelines.architectures.parts import (
@@ -24,12 +25,13 @@ from quire.pipelines.nn.embedding import Embedding
 from quire.pipelines.nn.expert_loader import ExpertLoader
 from quire.pipelines.nn.latent_attention import LatentAttention
 from quire.pipelines.nn.linear import Linear, StackedLinear
-from quire.pipelines.nn.linear_weight import Apply, DenseWeight
+from quire.pipelines.nn.linear_weight import Apply, DenseWeight, LinearWeight
 from quire.pipelines.nn.mlp import MLP
 from quire.pipelines.nn.moe import MoE
 from quire.pipelines.nn.norm import HeadLayerNorm, LayerNorm, Norm, RMSNorm
 from quire.pipelines.nn.rotary_embedding import rotary_embedding
 from quire.pipelines.nn.transformer import Transformer, TransformerBlock
+from quire.pipelines.nn.weight_kinds import WEIGHT_KINDS
 from quire.pipelines.weights.loader import WeightLoader
 
 _NORM_FIELDS = ("attention_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm")
@@ -60,6 +62,13 @@ class Builder:
             num_groups=spec.num_groups,
         )
         return layer.load(self.loader)
+
+    def tied_head(self, weight_VC: torch.Tensor, encoding: Encoding | None) -> Apply:
+        weight: LinearWeight = DenseWeight(weight_VC)
+        if encoding is not None:
+            kind = WEIGHT_KINDS[type(encoding)]
+            weight = kind.from_tensors(encoding, {"weight": weight_VC.cpu()}, self.dtype)
+        return weight.prepare(None, self.device, self.plans)
 
     def rms_norm(self, spec: NormSpec) -> RMSNorm:
         weight = self.loader.take(f"{spec.name}.weight") if spec.has_weight else self.ones(spec.dim)
@@ -195,7 +204,7 @@ def build_decoder(
     blocks = [builder.block(layer) for layer in spec.layers]
     norm = builder.norm(spec.final_norm)
     head: Apply = (
-        DenseWeight(embedding.weight).prepare(None, device, builder.plans)
+        builder.tied_head(embedding.weight, spec.tied_encoding)
         if spec.lm_head is None
         else builder.linear(spec.lm_head)
     )

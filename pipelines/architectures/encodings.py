@@ -86,6 +86,7 @@ _STORED_BYTES: Mapping[str, int] = {
     "F16": 2,
     "F8_E4M3": 1,
     "U8": 1,
+    "I8": 1,
 }
 
 

@@ -31,7 +31,7 @@ def save_in_shards(model: transformers.PreTrainedModel, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Errors:
-    """Greatest differences (bfloat16: root mean squares) of logits from the reference's, by the way
+    """Greatest differences (bfloat16, `is_mean`: root mean squares) of logits from the reference's, by the way
     the history was run (None: not one of the model's).
 
     `bound` is what they may be at most, `scale` the greatest logit.
@@ -68,6 +68,8 @@ class ParityCase:
     tolerance: float = 1e-4
     bfloat16_factor: float = 1.25
     settings: Mapping[str, Any] = field(default_factory=dict)
+    is_mean: bool = False
+    """Errors are root mean squares in float32 too."""
 
     @property
     def name(self) -> str:
@@ -79,7 +81,7 @@ class ParityCase:
         rng = random.Random(self.name)
         history = rng.choices(range(model.config.get_text_config().vocab_size), k=LENGTH)
         bound = self.tolerance
-        measure = difference
+        measure = root_mean_square if self.is_mean else difference
         if self.encoding == "bfloat16":
             measure = root_mean_square
             path = self.write(rounded_to(model, torch.bfloat16), folder)

@@ -9,6 +9,7 @@ import pytest
 from quire.config.errors import ModelError
 from quire.pipelines.architectures.config_file import ConfigFile
 from quire.pipelines.architectures.quant_config import UNQUANTIZED, QuantConfig
+from quire.pipelines.architectures.quantized import int8
 from quire.pipelines.architectures.quantized.float8 import (
     PER_BLOCK,
     PER_TOKEN,
@@ -20,6 +21,7 @@ from quire.pipelines.architectures.quantized.float8 import (
 )
 from quire.pipelines.architectures.quantized.fp4 import NVFP4
 from quire.pipelines.architectures.quantized.gptq_awq import GPTQEncoding
+from quire.pipelines.architectures.quantized.int8 import Int8Encoding, W8A8Encoding
 from quire.pipelines.architectures.quantized.read import read_quant_config
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}
@@ -30,6 +32,8 @@ MODELOPT = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
 E4M3 = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False, "strategy": "tensor"}
 INT4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128}
 TOKENS = {**E4M3, "strategy": "token", "dynamic": True}
+INT8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
+INT8_TOKENS = {**INT8, "strategy": "token", "dynamic": True}
 
 
 def compressed(
@@ -107,6 +111,44 @@ def test_float8_schemes(values: dict[str, Any], config: Float8Config) -> None:
     assert float8(values) == config
 
 
+@pytest.mark.parametrize(
+    ("values", "encoding", "scale"),
+    [
+        (compressed("int-quantized", INT8, INT8_TOKENS), W8A8Encoding(), (256, 1)),
+        (compressed("int-quantized", INT8, None), Int8Encoding(), (256, 1)),
+        (
+            compressed("naive-quantized", {**INT8, "strategy": "tensor"}, INT8_TOKENS),
+            W8A8Encoding(is_tensor=True),
+            (),
+        ),
+    ],
+)
+def test_int8_schemes(
+    values: dict[str, Any], encoding: Int8Encoding, scale: tuple[int, ...]
+) -> None:
+    found = read(values).encoding
+
+    assert found == encoding
+    tensors = found.tensors(256, 512)
+    assert tensors["weight"].dtypes == ("I8",)
+    assert tensors["weight_scale"].shape == scale
+    assert found.device_bytes(256, 512, "bfloat16", "cuda") == 256 * 512 + 4 * 256
+
+
+@pytest.mark.parametrize("is_built", [True, False])
+def test_a_cpu_holds_int8_as_its_kernels_compute(
+    is_built: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "library", lambda: object() if is_built else None)
+    weight_only = Int8Encoding().device_bytes(256, 512, "bfloat16", "cpu")
+    w8a8 = W8A8Encoding().device_bytes(256, 512, "bfloat16", "cpu")
+
+    packed = 256 * 512 + 4 * 256
+    assert (weight_only, w8a8) == (
+        (packed, packed) if is_built else (256 * 512 * 2, 4 * 256 * 512 + 4 * 256)
+    )
+
+
 def test_float8_blocks_are_the_same_by_both_names() -> None:
     weights = {**E4M3, "strategy": "block", "block_structure": [128, 128]}
     inputs = {**E4M3, "strategy": "group", "group_size": 128, "dynamic": True}
@@ -181,7 +223,30 @@ REFUSED: list[tuple[object, str]] = [
     ({**BLOCKS, "activation_scheme": "static"}, "activation_scheme: expected dynamic"),
     ({**MODELOPT, "quant_algo": "W4A16_AWQ"}, "quant_algo: expected FP8, NVFP4 or W4A16_NVFP4"),
     ({**MODELOPT, "group_size": 32}, "group_size: expected 16"),
-    (compressed("int-quantized", E4M3, None), "format: expected one of float-quantized"),
+    (compressed("marlin-24", E4M3, None), "format: expected one of float-quantized"),
+    (compressed("int-quantized", E4M3, None), "weights: type: expected int"),
+    (compressed("int-quantized", {**INT8, "num_bits": 4}, None), "num_bits: expected 8, found 4"),
+    (compressed("int-quantized", {**INT8, "symmetric": False}, None), "symmetric: expected true"),
+    (
+        compressed("int-quantized", {**INT8, "strategy": "group", "group_size": 128}, None),
+        "weights: strategy: expected tensor or channel",
+    ),
+    (
+        compressed("int-quantized", INT8, {**INT8_TOKENS, "dynamic": False}),
+        "input_activations: dynamic: expected true",
+    ),
+    (
+        compressed("int-quantized", INT8, {**INT8_TOKENS, "strategy": "tensor"}),
+        "input_activations: strategy: expected token",
+    ),
+    (
+        compressed("int-quantized", INT8, {**INT8_TOKENS, "symmetric": False}),
+        "input_activations: symmetric: expected true",
+    ),
+    (
+        compressed("int-quantized", INT8, {**INT8_TOKENS, "num_bits": 4}),
+        "input_activations: num_bits: expected 8",
+    ),
     (float_quantized(config_groups={}), "config_groups: expected one group"),
     (float_quantized(group={"targets": ["re:.*"]}), r'targets: expected \["Linear"\]'),
     (float_quantized(group={"output_activations": E4M3}), "output_activations: expected nothing"),

@@ -19,7 +19,6 @@ from quire.pipelines.architectures.quantized.modelopt import read_modelopt
 from quire.pipelines.architectures.quantized.read import read_quant_config
 from quire.pipelines.nn.linear import Linear, StackedLinear
 from quire.pipelines.nn.linear_weight import LinearWeight
-from quire.pipelines.nn.quantized.int8 import Int8Weight
 from quire.pipelines.nn.sharding import ShardingStrategy
 from quire.pipelines.nn.weight_kinds import WEIGHT_KINDS
 
@@ -137,12 +136,18 @@ def quantized_input(x: torch.Tensor, spec: Float8InputScaleSpec) -> torch.Tensor
     return (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).double() * scale.double()
 
 
+def through_int8(x: torch.Tensor) -> torch.Tensor:
+    scale = x.float().abs().amax(1, keepdim=True) / 127
+    return (x.float() / scale).round().double() * scale.double()
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_the_kernels_of_a_gpu_compute_with_these_numbers(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their definitions, that is, which run anywhere."""
-    monkeypatch.setattr("quire.pipelines.nn.quantized.int8.library", lambda: None)
+    for module in ("pipelines.nn.quantized.int8", "kernels.w8a8.prepared"):
+        monkeypatch.setattr(f"quire.{module}.library", lambda: None)
     numbers, weight = packed(name, random_weight())
     x, bias = torch.randn(5, IN), torch.randn(OUT)
     encoding = encoding_of(name)
@@ -153,9 +158,11 @@ def test_the_kernels_of_a_gpu_compute_with_these_numbers(
     elif name == "fp8 at load":
         scale = x.abs().amax(1, keepdim=True) / 448
         seen = (x / scale).to(torch.float8_e4m3fn).double() * scale.double()
+    elif "w8a8" in name:
+        seen = through_int8(x)
 
     assert weight.is_packed_on(torch.device("cuda"))
-    assert not weight.is_packed_on(CPU)
+    assert weight.is_packed_on(CPU) == ("w8a8" in name)
     actual = weight.apply_packed(bias, CPU)(x)
 
     expected = seen @ numbers.double().t() + bias
@@ -163,11 +170,16 @@ def test_the_kernels_of_a_gpu_compute_with_these_numbers(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_compiled_kernels_of_a_cpu_compute_with_int8(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "name", ["int8 at load", "int8 compressed", "w8a8 at load", "w8a8 compressed"]
+)
+def test_the_compiled_kernels_of_a_cpu_compute_with_int8(name: str, dtype: torch.dtype) -> None:
     if library() is None:
         pytest.skip("no compiled library")
-    source = {"weight": random_weight()}
-    weight = Int8Weight.from_tensors(encoding_of("int8 at load"), source, dtype)
+    _, tensors = ALL[name].quantize(random_weight())
+    encoding = encoding_of(name)
+    weight = WEIGHT_KINDS[type(encoding)].from_tensors(encoding, tensors, dtype)
+    assert weight.weight_scale is not None
     x, bias = torch.randn(5, IN).to(dtype), torch.randn(OUT).to(dtype)
 
     assert weight.is_packed_on(CPU)
@@ -175,9 +187,29 @@ def test_the_compiled_kernels_of_a_cpu_compute_with_int8(dtype: torch.dtype) -> 
 
     assert actual.dtype == dtype
     numbers = weight.weight.double() * weight.weight_scale
-    expected = x.double() @ numbers.t() + bias.double()
+    seen = through_int8(x) if "w8a8" in name else x.double()
+    expected = seen @ numbers.t() + bias.double()
     epsilon = torch.finfo(dtype).eps
     torch.testing.assert_close(actual.double(), expected, rtol=epsilon, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_w8a8_has_the_same_bits_without_the_compiled_kernels(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if library() is None:
+        pytest.skip("no compiled library")
+    _, tensors = ALL["w8a8 compressed"].quantize(random_weight(in_dim=1300))
+    encoding = encoding_of("w8a8 compressed")
+    weight = WEIGHT_KINDS[type(encoding)].from_tensors(encoding, tensors, dtype)
+    x, bias = torch.randn(50, 1300).to(dtype), torch.randn(OUT).to(dtype)
+    compiled = weight.prepare(bias, CPU, None)(x)
+
+    monkeypatch.setattr("quire.kernels.w8a8.prepared.library", lambda: None)
+
+    plain = weight.prepare(bias, CPU, None)
+    assert torch.equal(plain(x), compiled)
+    assert torch.equal(plain(x[7:8]), compiled[7:8])
 
 
 def test_a_gpu_without_fp8_is_refused_at_load(monkeypatch: pytest.MonkeyPatch) -> None:
