@@ -55,9 +55,7 @@ def gptq_matrix(
     return _words_matrix(_signed_words(qweight).t().contiguous(), zeros, scales)
 
 
-def awq_matrix(
-    qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor
-) -> StoredMatrix:
+def awq_matrix(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) -> StoredMatrix:
     """Of the tensors of `kernels.gptq_awq.matmul_awq`."""
     in_dim, columns = qweight.shape
     words = torch.zeros(in_dim // 8, columns, 8, dtype=torch.int32)
@@ -80,7 +78,9 @@ def _words_matrix(
 ) -> StoredMatrix:
     """`zeros` and `scales` [groups, N]; zero points in the middle cost nothing."""
     scales = scales.float().contiguous()
-    offsets = None if zeros is None or bool((zeros == _MIDDLE).all()) else scales * (_MIDDLE - zeros)
+    offsets = (
+        None if zeros is None or bool((zeros == _MIDDLE).all()) else scales * (_MIDDLE - zeros)
+    )
     return StoredMatrix(
         weight=words_NK,
         weight_type=INT4,
