@@ -6,13 +6,20 @@ from dataclasses import dataclass, replace
 import torch
 
 from quire.kernels.checks import check_tensor
-from quire.kernels.native import InstructionSet, Library
+from quire.kernels.native import InstructionSet, Library, library
 from quire.kernels.native.row_ops import raise_for
 
 WEIGHTS = struct.Struct("@4Q7q")
 """The fields of LinearWeights (kernels/native/linear.h)."""
-TYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 3}
+INT8, INT4 = 3, 4
+TYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: INT8}
 CPU = torch.device("cpu")
+
+
+def native_for(device: torch.device, dtype: torch.dtype) -> Library | None:
+    """The compiled library, where it computes linear layers on `device` in `dtype`."""
+    is_served = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+    return library() if is_served else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +28,7 @@ class StoredMatrix:
 
     `weight` is of numbers of the type `weight_type`. Those of whole numbers have scales, float32
     [groups, N], K / groups of neighbouring features each; `offsets`, of the same shape, are added to
-    what number times scale gives.
+    what number times scale gives. More than one group are of a multiple of 16 features.
     """
 
     weight: torch.Tensor
@@ -34,6 +41,14 @@ class StoredMatrix:
     @property
     def group_size(self) -> int:
         return self.in_features // (1 if self.scales is None else len(self.scales))
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether scales and offsets are packed with the numbers (`is_grouped` of linear.h)."""
+        is_int8_in_groups = self.weight_type == INT8 and (
+            self.group_size != self.in_features or self.offsets is not None
+        )
+        return self.weight_type == INT4 or is_int8_in_groups
 
 
 class CompiledLinear:
@@ -74,23 +89,29 @@ class CompiledLinear:
             bias_N = bias_N.contiguous()
             check_tensor("bias_N", bias_N, (self.out_features,), dtype, device=CPU)
         self._run = native.linear
-        tensors = bias_N, matrix.scales, matrix.offsets
         code = TYPE_CODES[dtype]
-        described = (
-            *(0 if tensor is None else tensor.data_ptr() for tensor in tensors),
+        sizes = (
             *(self.out_features, self.in_features, code, matrix.weight_type),
             *(code if activation_type is None else activation_type, matrix.group_size),
             native.linear_instruction_set if instruction_set is None else instruction_set,
         )
-        size = native.linear_bytes(WEIGHTS.pack(0, *described))
+
+        def described(*tensors: torch.Tensor | None) -> bytes:
+            return WEIGHTS.pack(*(0 if one is None else one.data_ptr() for one in tensors), *sizes)
+
+        size = native.linear_bytes(described(None, bias_N, matrix.scales, matrix.offsets))
         if size == 0:
             raise ValueError(
-                f"no compiled linear layer of [{self.out_features}, {self.in_features}], {described}"
+                f"no compiled linear layer of [{self.out_features}, {self.in_features}], {sizes}"
             )
         packed = torch.empty(size, dtype=torch.uint8)
-        self.weights = WEIGHTS.pack(packed.data_ptr(), *described)
-        self._kept = packed, *tensors
+        self._kept = packed, bias_N, matrix.scales, matrix.offsets
+        self.weights = described(*self._kept)
         native.linear_pack(self.weights, matrix.weight.data_ptr(), torch.get_num_threads())
+        if matrix.is_grouped:
+            offsets = None if matrix.offsets is None else packed
+            self._kept = packed, bias_N, packed, offsets
+            self.weights = described(*self._kept)
 
     def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
         """[T, K] to [T, N].

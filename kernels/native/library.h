@@ -14,7 +14,7 @@ namespace quire {
 
 constexpr int64_t INTERFACE = 4;  // goes up with every change that Python's side must know
 
-enum DataType : int64_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT8_E4M3 = 2, INT8 = 3 };
+enum DataType : int64_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT8_E4M3 = 2, INT8 = 3, INT4 = 4 };
 enum Status : int { OK = 0, BAD_BATCH = 1, NO_MEMORY = 2, BAD_CALL = 3 };
 enum InstructionSet : int64_t {
     GENERIC = 0,

@@ -21,6 +21,7 @@ int quire_linear(const quire::LinearWeights*, const void* x, void* y, int64_t ro
 namespace quire {
 
 const LinearVariant* variant_of(const LinearWeights& weights) {
+    if (is_grouped(weights)) return groups_variant_of(weights.instruction_set);
     int64_t instruction_set = weights.instruction_set;
 #ifdef QUIRE_AMX_VARIANT
     static const bool may_use_amx = has_tiles();
@@ -41,13 +42,16 @@ const LinearVariant* variant_of(const LinearWeights& weights) {
 
 bool is_sound(const LinearWeights& weights) {
     bool has_type = weights.type == FLOAT32 || weights.type == BFLOAT16;
-    bool has_weights = weights.weight_type == weights.type || weights.weight_type == INT8;
-    bool is_plain = weights.offsets == nullptr && weights.group_size == weights.in_features;
+    bool has_weights = weights.weight_type == weights.type || weights.weight_type == INT8 ||
+                       weights.weight_type == INT4;
+    bool has_sizes = weights.out_features > 0 && weights.in_features > 0;
     bool has_activations = weights.activation_type == weights.type;
+    if (is_grouped(weights))
+        return has_type && has_weights && has_sizes && has_activations && has_groups(weights);
     if (weights.activation_type == INT8)
         has_activations = weights.weight_type == INT8 && weights.in_features <= MAX_INT8_FEATURES;
-    return has_type && has_weights && has_activations && is_plain && weights.out_features > 0 &&
-           weights.in_features > 0;
+    bool is_plain = weights.offsets == nullptr && weights.group_size == weights.in_features;
+    return has_type && has_weights && has_sizes && has_activations && is_plain;
 }
 
 namespace {
@@ -169,7 +173,9 @@ EXPORT int quire_linear_pack(const LinearWeights* weights, const void* from, int
     int64_t panels = layout.panels(weights->out_features);
     use_huge_pages(weights->packed, panels * layout.panel_bytes(weights->in_features));
     run_pieces(threads, panels, [&](int64_t panel) {
-        if (layout.element_size == 4)
+        if (is_grouped(*weights))
+            pack_groups(*weights, layout, static_cast<const uint32_t*>(from), panel);
+        else if (layout.element_size == 4)
             pack_panel(*weights, layout, static_cast<const uint32_t*>(from), panel);
         else if (layout.element_size == 2)
             pack_panel(*weights, layout, static_cast<const uint16_t*>(from), panel);

@@ -22,15 +22,25 @@ constexpr int MAX_GROUP_ROWS = 32;  // that are multiplied together, in every va
 struct LinearWeights {
     void* packed;
     const void* bias;     // [out_features] of `type`, or null
-    const float* scales;   // [groups, out_features], of weights that are whole numbers
-    const float* offsets;  // as scales, added to what these give, or null
+    // [groups, out_features], of weights that are whole numbers. Those of weights in groups are
+    // packed with them: then whether there are offsets is all that is still asked.
+    const float* scales;
+    const float* offsets;  // added to what the scales give, or null
     int64_t out_features, in_features;
     int64_t type;             // of x, y and bias: FLOAT32 or BFLOAT16
-    int64_t weight_type;      // `type`, or INT8
+    int64_t weight_type;      // `type`, INT8 or INT4
     int64_t activation_type;  // `type`, or INT8: that x is multiplied in
-    int64_t group_size;       // input features with the same scale: all of them
+    int64_t group_size;       // input features with the same scale
     int64_t instruction_set;
 };
+
+// Weights whose scales are not one for all input features (linear_groups.h). They are stored in
+// words of 32 bits, each of neighbouring input features, the first in the lowest bits.
+inline bool is_grouped(const LinearWeights& weights) {
+    return weights.weight_type == INT4 ||
+           (weights.weight_type == INT8 &&
+            (weights.group_size != weights.in_features || weights.offsets != nullptr));
+}
 
 // Layers of equal sizes and types, each on its own rows.
 struct GroupedLinearCall {
@@ -56,10 +66,13 @@ struct LinearLayout {
     int (*place)(int feature, int column);  // of an element among those of its step
     int64_t side_words = 0;  // of a row of x, beside those of its steps
     uint8_t flipped = 0;     // bits that are turned over in each byte of the weights, as packed
+    int together = 1;        // panels of a tile: a multiple of it, but for the last
+    int per_element = 1;     // input features
+    int64_t side_bytes = 0;  // of a panel, beside those of its elements
 
     int64_t steps(int64_t in_features) const { return (in_features + step - 1) / step; }
     int64_t panel_bytes(int64_t in_features) const {
-        return steps(in_features) * step * columns * element_size;
+        return steps(in_features) * step / per_element * columns * element_size + side_bytes;
     }
     int64_t row_words(int64_t in_features) const { return steps(in_features) * words + side_words; }
     int64_t panels(int64_t out_features) const { return (out_features + columns - 1) / columns; }
@@ -93,9 +106,19 @@ struct RowGroups {
     int count(int64_t group) const { return int(first(group + 1) - first(group)); }
 };
 
-extern const LinearVariant GENERIC_LINEAR;
+// Of weights in groups; null: the processor lacks the instructions.
+const LinearVariant* groups_variant_of(int64_t instruction_set);
+
+// Whether the sizes can be: groups of whole words and of no less than 16 features, but for one.
+bool has_groups(const LinearWeights&);
+
+// Lays out a panel of weights in groups, `from` as they are stored.
+void pack_groups(const LinearWeights&, const LinearLayout&, const uint32_t* from, int64_t panel);
+
+extern const LinearVariant GENERIC_LINEAR, GENERIC_GROUPS;
 #ifdef QUIRE_X86_VARIANTS
 extern const LinearVariant AVX2_LINEAR, AVX512_LINEAR, AVX512_VNNI_LINEAR, AVX512_BF16_LINEAR;
+extern const LinearVariant AVX2_GROUPS, AVX512_GROUPS, AVX512_BF16_GROUPS;
 #if __GNUC__ >= 11 && defined(__linux__)
 #define QUIRE_AMX_VARIANT 1
 extern const LinearVariant AMX_BF16_LINEAR;

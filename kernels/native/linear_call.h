@@ -59,6 +59,7 @@ struct Call {
         together = (TILE_BYTES + panel_bytes - 1) / panel_bytes;
         int64_t most = panels * blocks / (4 * threads);
         if (together > most) together = most > 1 ? most : 1;
+        together = (together + layout.together - 1) / layout.together * layout.together;
         runs = (panels + together - 1) / together;
         for (Part* part = parts; part <= parts + count; part++) part->first_tile *= runs;
     }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quire.config.errors import ConfigError
+from quire.kernels.native.number_groups import GGUF_GROUPS, NumberGroups
 from quire.pipelines.architectures.encodings import (
     ITEM_BYTES,
     Encoding,
@@ -27,10 +28,6 @@ class AtLoadEncoding(PackedEncoding):
 
     def tensors(self, out_dim: int, in_dim: int) -> dict[str, TensorSpec]:
         return Encoding(self.is_transposed).tensors(out_dim, in_dim)
-
-    def is_packed_on(self, device_type: str) -> bool:
-        """Whether such a device computes with fewer bits; else with the dequantized numbers."""
-        return device_type == "cuda"
 
     def of_head(self) -> "AtLoadEncoding | None":
         """What the head is quantized to; None: it is not."""
@@ -106,9 +103,13 @@ class BlocksAtLoad(AtLoadEncoding):
             raise ValueError(f"{self.name} blocks of {BLOCK} in {in_dim} columns")
         return super().tensors(out_dim, in_dim)
 
+    @property
+    def number_groups(self) -> NumberGroups:
+        return GGUF_GROUPS[self.kind]
+
     def device_bytes(self, out_dim: int, in_dim: int, dtype: str, device_type: str) -> int:
-        if not self.is_packed_on(device_type):
-            return out_dim * in_dim * ITEM_BYTES[dtype]
+        if device_type != "cuda":
+            return super().device_bytes(out_dim, in_dim, dtype, device_type)
         # A float16 scale and the numbers.
         return out_dim * in_dim // BLOCK * (2 + BLOCK * (4 if self.kind == "Q4_0" else 8) // 8)
 

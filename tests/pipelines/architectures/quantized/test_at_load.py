@@ -9,6 +9,7 @@ from parity.random_models import VOCAB_SIZE, make_random_model
 
 from quire.config.errors import ConfigError
 from quire.config.settings import ModelSettings
+from quire.pipelines.architectures import encodings
 from quire.pipelines.architectures.load import load_model_spec
 from quire.pipelines.architectures.quantized import int8
 from quire.pipelines.architectures.quantized.at_load import ENCODINGS, quantize_at_load
@@ -76,22 +77,29 @@ def test_a_head_that_is_the_embedding_is_a_copy_in_int8(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_built", [True, False])
 @pytest.mark.parametrize("quantization", ["int8", "w8a8", "fp8", "q4_0", "q8_0"])
-def test_on_a_cpu_the_compiled_kernels_take_int8_as_it_is(
+def test_on_a_cpu_the_compiled_kernels_take_all_but_fp8_as_they_are(
     quantization: str, is_built: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(int8, "library", lambda: object() if is_built else None)
+    for module in (int8, encodings):
+        monkeypatch.setattr(module, "library", lambda: object() if is_built else None)
     dense = spec_of(tmp_path)
 
     spec = quantize_at_load(dense, quantization, "cpu")
 
     sizes = linear_sizes(dense)
-    saved = sum(rows * columns - 4 * rows for rows, columns in [*sizes, HEAD])
+    saved = {
+        "int8": sum(rows * columns - 4 * rows for rows, columns in [*sizes, HEAD]),
+        # In groups of 32 with a float32.
+        "q4_0": sum(rows * columns * 11 / 8 for rows, columns in sizes),
+        "q8_0": sum(rows * columns * 7 / 8 for rows, columns in sizes),
+    }
+    saved["w8a8"] = saved["int8"]
     fewer = dense.weight_bytes("bfloat16", "cpu") - spec.weight_bytes("bfloat16", "cpu")
-    is_packed = quantization in ("int8", "w8a8") and is_built
+    is_packed = quantization in saved and is_built
     # Without the kernels w8a8 keeps whole numbers in float32.
     more = sum(2 * rows * columns + 4 * rows for rows, columns in sizes)
     other = -more if quantization == "w8a8" else 0
-    assert fewer == (saved if is_packed else other)
+    assert fewer == (saved[quantization] if is_packed else other)
     assert ("dequantized numbers" in spec.quant.notes[0]) == (not is_packed)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from quire.config.errors import ModelError
+from quire.pipelines.architectures import encodings
 from quire.pipelines.architectures.config_file import ConfigFile
 from quire.pipelines.architectures.quant_config import UNQUANTIZED, QuantConfig
 from quire.pipelines.architectures.quantized import int8
@@ -297,24 +298,31 @@ def test_what_is_not_supported_is_refused_by_name(values: object, message: str) 
 
 
 @pytest.mark.parametrize(
-    ("values", "sizes", "device_bytes"),
+    ("values", "on_gpu", "on_cpu"),
     [
-        # 4 bits, and for each group a zero point of 4 bits and a float16.
-        (GPTQ, (256, 512), 256 * 512 // 2 + 4 * 256 // 2 + 4 * 256 * 2),
-        (AWQ, (256, 512), 256 * 512 // 2 + 4 * 256 // 2 + 4 * 256 * 2),
-        (BLOCKS, (256, 512), 256 * 512 + 2 * 4 * 4),
-        (MODELOPT, (256, 512), 256 * 512 // 2 + 256 * 32 + 4),
+        # 4 bits, and for each group a zero point of 4 bits and a float16; on a CPU two float32.
+        (GPTQ, 256 * 512 // 2 + 4 * 256 // 2 + 4 * 256 * 2, 256 * 512 // 2 + 4 * 256 * 8),
+        (AWQ, 256 * 512 // 2 + 4 * 256 // 2 + 4 * 256 * 2, 256 * 512 // 2 + 4 * 256 * 8),
+        (BLOCKS, 256 * 512 + 2 * 4 * 4, None),
+        (MODELOPT, 256 * 512 // 2 + 256 * 32 + 4, None),
         # Activations stay as they are, for which there is no fp8 kernel.
-        (compressed("float-quantized", E4M3, None), (256, 512), 256 * 512 * 2),
+        (compressed("float-quantized", E4M3, None), 256 * 512 * 2, None),
     ],
 )
-def test_the_device_holds_what_is_stored_and_a_cpu_plain_numbers(
-    values: dict[str, Any], sizes: tuple[int, int], device_bytes: int
+@pytest.mark.parametrize("is_built", [True, False])
+def test_a_device_holds_what_it_computes_with(
+    values: dict[str, Any],
+    on_gpu: int,
+    on_cpu: int | None,
+    is_built: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    encoding = read(values).encoding
+    monkeypatch.setattr(encodings, "library", lambda: object() if is_built else None)
+    encoding, plain = read(values).encoding, 256 * 512 * 2
 
-    assert encoding.device_bytes(*sizes, "bfloat16", "cuda") == device_bytes
-    assert encoding.device_bytes(*sizes, "bfloat16", "cpu") == sizes[0] * sizes[1] * 2
+    assert encoding.device_bytes(256, 512, "bfloat16", "cuda") == on_gpu
+    found = encoding.device_bytes(256, 512, "bfloat16", "cpu")
+    assert found == (on_cpu if is_built and on_cpu is not None else plain)
 
 
 @pytest.mark.parametrize(
