@@ -6,70 +6,16 @@ import torch
 
 from quire.kernels.flash_attention_ragged import plan_decode
 from quire.kernels.ragged_batch import RaggedBatch
-from quire.pipelines.architectures.parts import LayerSpec
 from quire.pipelines.architectures.rope_spec import RopeSpec
 from quire.pipelines.architectures.spec import ModelSpec
 from quire.pipelines.kv_cache.params import group_layers
 from quire.pipelines.kv_cache.storage import LayerCache
-from quire.pipelines.nn.attention import Attention
+from quire.pipelines.nn.block_program import BlockProgram
 from quire.pipelines.nn.chunked_batch import ChunkedBatches
 from quire.pipelines.nn.embedding import Embedding
 from quire.pipelines.nn.linear_weight import Apply
 from quire.pipelines.nn.norm import Norm
-
-
-class TransformerBlock:
-    """Attention and feed-forward; the residual stream travels beside the hidden states.
-
-    `norms` has those that `spec` names, by its field.
-    """
-
-    def __init__(
-        self, spec: LayerSpec, attention: Attention, mlp: Apply, norms: Mapping[str, Norm]
-    ) -> None:
-        self.attention = attention
-        self.mlp = mlp
-        self.rope = spec.attention.rope
-        self.window = spec.attention.kv_layer.window
-        self.chunk_size = spec.attention.chunk_size
-        self._is_parallel = spec.is_parallel
-        self._multiplier = spec.residual_multiplier
-        self._norms = norms
-
-    def __call__(
-        self,
-        x_TC: torch.Tensor,
-        residual_TC: torch.Tensor | None,
-        cos_sin: torch.Tensor,
-        cache: LayerCache,
-        batch: RaggedBatch,
-        decode_plan: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The block's own output and the residual to which the next norm adds it."""
-        normed_TC, residual_TC = self._before("attention_norm", x_TC, residual_TC)
-        x_TC = self.attention(normed_TC, cos_sin, cache, batch, decode_plan)
-        x_TC = self._after("attention_post_norm", x_TC)
-        if self._is_parallel:
-            if "mlp_norm" in self._norms:
-                normed_TC = self._norms["mlp_norm"](residual_TC)[0]
-            return x_TC + self._after("mlp_post_norm", self.mlp(normed_TC)), residual_TC
-        normed_TC, residual_TC = self._before("mlp_norm", x_TC, residual_TC)
-        return self._after("mlp_post_norm", self.mlp(normed_TC)), residual_TC
-
-    def _before(
-        self, name: str, x_TC: torch.Tensor, residual_TC: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a part reads, and the stream so far."""
-        if name in self._norms:
-            return self._norms[name](x_TC, residual_TC)
-        stream = x_TC if residual_TC is None else x_TC + residual_TC
-        return stream, stream
-
-    def _after(self, name: str, x_TC: torch.Tensor) -> torch.Tensor:
-        """What a part adds to the stream."""
-        if name in self._norms:
-            x_TC = self._norms[name](x_TC)[0]
-        return x_TC if self._multiplier == 1.0 else x_TC * self._multiplier
+from quire.pipelines.nn.transformer_block import TransformerBlock
 
 
 class Transformer:
@@ -101,6 +47,7 @@ class Transformer:
         # Per block, its rotary table and its page group: hashing a rope takes time in every step.
         self._tables = tuple(tables[block.rope] for block in self.blocks)
         self._groups = tuple(group_of[layer] for layer in range(len(self.blocks)))
+        self._program = BlockProgram(self.blocks, self._tables, self._groups)
         self._positions = positions
         self._vocab_size = spec.vocab_size
         self._logit_scale = spec.logit_scale
@@ -152,6 +99,8 @@ class Transformer:
         x_TC: torch.Tensor = self.embedding(tokens_T)
         if self._positions is not None:
             x_TC = x_TC + self._positions[batches[0].positions.long()]
+        if self._program.is_known:
+            return self._program.run(x_TC, batches, caches)
         residual_TC: torch.Tensor | None = None
         plans = self._decode_plans(batches[0])
         chunked = ChunkedBatches(batches)
