@@ -71,6 +71,8 @@ class Library:
         self.gate = _taking_a_call(functions.quire_gate)
         self.combine = _taking_a_call(functions.quire_combine)
         self.sampling = _taking_a_call(functions.quire_sampling)
+        self.widen = _taking_a_call(functions.quire_widen)
+        self.invalid_rows = _taking_a_call(functions.quire_invalid_rows)
         self.penalties = _taking_a_call(functions.quire_penalties)
         self.program = functions.quire_program
         self.program.argtypes = [ctypes.c_char_p, number, *[ctypes.c_char_p] * 3]

@@ -6,6 +6,7 @@ import torch
 
 from quire.kernels.flash_attention_ragged import plan_decode
 from quire.kernels.ragged_batch import RaggedBatch
+from quire.kernels.sampling import widen_logits
 from quire.pipelines.architectures.rope_spec import RopeSpec
 from quire.pipelines.architectures.spec import ModelSpec
 from quire.pipelines.kv_cache.params import group_layers
@@ -73,7 +74,7 @@ class Transformer:
 
     def head(self, hidden_SC: torch.Tensor) -> torch.Tensor:
         """The logits of what `hidden_states` gave, fp32 [S, V]."""
-        logits: torch.Tensor = self.lm_head(hidden_SC).float()
+        logits = widen_logits(self.lm_head(hidden_SC))
         if self._logit_scale != 1.0:
             logits = logits * self._logit_scale
         if self._logit_soft_cap is not None:
@@ -90,8 +91,9 @@ class Transformer:
     ) -> torch.Tensor:
         """As a call, but what the logits are made of: [S, C] after the last norm."""
         x_TC, residual_TC = self._blocks(tokens_T, batches, caches)
-        residual_SC = None if residual_TC is None else residual_TC[rows_S]
-        return self.norm(x_TC[rows_S], residual_SC)[0]
+        # Not x_TC[rows_S], which on a CPU wakes torch's team of threads.
+        residual_SC = None if residual_TC is None else residual_TC.index_select(0, rows_S)
+        return self.norm(x_TC.index_select(0, rows_S), residual_SC)[0]
 
     def _blocks(
         self, tokens_T: torch.Tensor, batches: Sequence[RaggedBatch], caches: Sequence[LayerCache]
