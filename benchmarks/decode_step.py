@@ -24,7 +24,7 @@ from quire.kernels.native.program import OP
 from quire.pipelines.worker.engine import Engine
 from quire.pipelines.worker.start import StartedEngine, start_engine
 
-KINDS = ("norms", "linear layers", "rope and cache", "activations", "attention")
+KINDS = ("norms", "linear layers", "rope and cache", "activations", "attention", "choice of rows")
 """By OpKind of kernels/native/program.h."""
 BLOCKS, HEAD, LOGITS = "blocks, as one call", "last linear layer", "logits and sampling"
 PROMPT_TOKENS = 128

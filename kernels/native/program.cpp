@@ -39,7 +39,7 @@ int run_norm(const Op& op, const Run& run) {
     call.out = run.buffers[op.to];
     call.sum = op.residual < 0 ? nullptr : run.buffers[op.residual];
     call.residual = call.sum;
-    call.rows = run.batch.tokens;
+    call.rows = op.is_of_picked ? run.batch.num_picked : run.batch.tokens;
     call.threads = run.batch.threads;
     return quire_norm(&call);
 }
@@ -84,6 +84,19 @@ int run_attention(const Op& op, const Run& run) {
     return quire_attention(&call);
 }
 
+// The picked rows of a buffer, in their order, into another.
+int run_pick(const Op& op, const Run& run) {
+    const int64_t bytes = call_of<PickCall>(op).row_bytes;
+    const char* from = static_cast<const char*>(run.buffers[op.from]);
+    char* to = static_cast<char*>(run.buffers[op.to]);
+    for (int64_t i = 0; i < run.batch.num_picked; i++) {
+        const int64_t row = run.batch.picked[i];
+        if (row < 0 || row >= run.batch.tokens) return BAD_BATCH;
+        std::memcpy(to + i * bytes, from + row * bytes, bytes);
+    }
+    return OK;
+}
+
 int run_op(const Op& op, const Run& run) {
     switch (op.kind) {
         case NORM_OP: return run_norm(op, run);
@@ -91,6 +104,7 @@ int run_op(const Op& op, const Run& run) {
         case ROPE_OP: return run_rope(op, run);
         case ACTIVATION_OP: return run_activation(op, run);
         case ATTENTION_OP: return run_attention(op, run);
+        case PICK_OP: return run_pick(op, run);
     }
     return BAD_CALL;
 }

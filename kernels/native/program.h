@@ -5,16 +5,21 @@
 
 namespace quire {
 
-enum OpKind : int64_t { NORM_OP, LINEAR_OP, ROPE_OP, ACTIVATION_OP, ATTENTION_OP };
+enum OpKind : int64_t { NORM_OP, LINEAR_OP, ROPE_OP, ACTIVATION_OP, ATTENTION_OP, PICK_OP };
+
+struct PickCall {
+    int64_t row_bytes;
+};
 
 constexpr int64_t CALL_BYTES = 256;  // of the longest call
 
-// An op on numbered buffers, which have a row per token. As packed by Python.
+// An op on numbered buffers, which have a row per token, or per picked row where these are more. As packed by Python.
 struct Op {
     int64_t kind;
     int64_t from, to;
     int64_t residual;               // of a norm, which stores its sum there; -1: none
     int64_t group;                  // of pages
+    int64_t is_of_picked;           // of a norm: whether it is of the rows that were picked
     alignas(8) char call[CALL_BYTES];  // the op's own, without what differs from run to run
 };
 
@@ -30,7 +35,8 @@ struct ProgramBatch {
     const int32_t* offsets;        // [contexts + 1]
     const int32_t* cache_lengths;  // [contexts]
     const int32_t* positions;      // [tokens]
-    int64_t tokens, contexts, threads;
+    const int64_t* picked;         // [num_picked] rows
+    int64_t tokens, contexts, num_picked, threads;
 };
 
 }  // namespace quire

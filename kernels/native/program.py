@@ -23,11 +23,12 @@ from quire.kernels.native.row_ops import (
 )
 from quire.kernels.ragged_batch import RaggedBatch
 
-OP = struct.Struct("@5q256s")
+OP = struct.Struct("@6q256s")
 PAGE_GROUP = struct.Struct("@2Qq")
-BATCH = struct.Struct("@3Q3q")
-"""The fields of Op, PageGroup and ProgramBatch (program.h)."""
-NORM, LINEAR, ROPE, ACTIVATION, ATTENTION = range(5)
+BATCH = struct.Struct("@4Q4q")
+PICK = struct.Struct("@q")
+"""The fields of Op, PageGroup, ProgramBatch and PickCall (program.h)."""
+NORM, LINEAR, ROPE, ACTIVATION, ATTENTION, PICK_ROWS = range(6)
 """OpKind of program.h."""
 CPU = torch.device("cpu")
 ALIGNMENT = 64
@@ -71,13 +72,23 @@ class Program:
         weight_offset: float = 0.0,
         *,
         residual: int | None = None,
+        is_of_picked: bool = False,
     ) -> None:
-        """As `norm_native`; the sum with the buffer `residual` takes its place."""
+        """As `norm_native`; the sum with the buffer `residual` takes its place.
+
+        `is_of_picked`: of as many rows as the run picks.
+        """
         chosen = self._native.instruction_set
         call = norm_call(kind, weight_C, bias_C, epsilon, weight_offset, chosen)
         columns = weight_C.shape[0]
         self._check_width(columns, source, to, *(() if residual is None else (residual,)))
-        self._add(NORM, source, to, call, weight_C, bias_C, residual=residual)
+        kept = (weight_C, bias_C)
+        self._add(NORM, source, to, call, *kept, residual=residual, is_of_picked=is_of_picked)
+
+    def pick(self, source: int, to: int, columns: int) -> None:
+        """Copy the rows that the run picks, of `columns` elements, in their order."""
+        self._check_width(columns, source, to)
+        self._add(PICK_ROWS, source, to, PICK.pack(columns * self._dtype.itemsize))
 
     def linear(self, source: int, to: int, layer: CompiledLinear) -> None:
         self._check_width(layer.in_features, source)
@@ -170,9 +181,10 @@ class Program:
         *kept: object,
         residual: int | None = None,
         group: int = 0,
+        is_of_picked: bool = False,
     ) -> None:
         place = -1 if residual is None else residual
-        self._ops += OP.pack(op, source, to, place, group, call)
+        self._ops += OP.pack(op, source, to, place, group, is_of_picked, call)
         self._kept += kept
 
     def _check_width(self, columns: int, *buffers: int) -> None:
@@ -183,24 +195,31 @@ class Program:
                 )
 
     def run(
-        self, first_TC: torch.Tensor, batches: Sequence[RaggedBatch], result: int
+        self,
+        first_TC: torch.Tensor,
+        batches: Sequence[RaggedBatch],
+        picked_S: torch.Tensor,
+        result: int,
     ) -> torch.Tensor:
-        """Run the ops; returns buffer `result`, of which rows are as wide as those of buffer 0.
+        """Run the ops; returns the picked rows of buffer `result`, as wide as those of buffer 0.
 
         Args:
             first_TC: buffer 0, contiguous; changed where ops write to it.
             batches: of each page group; they differ in `lookup_table` and `slots` alone.
+            picked_S: int64 [S], rows of the batch, in any order.
 
         Raises:
-            ValueError: `first_TC` is none of the batch, or the batch has positions, slots or pages
-                that tables and caches do not have.
+            ValueError: `first_TC` is none of the batch, or the batch has positions, slots, pages or
+                picked rows that tables and caches do not have.
             MemoryError: no room for what a kernel works with.
         """
         batch = batches[0]
         check_tensor("first_TC", first_TC, ("T", self._widths[0]), self._dtype, device=CPU)
+        check_tensor("picked_S", picked_S, ("S",), torch.int64, device=CPU)
         batch.check_matches("first_TC", first_TC)
-        tokens = first_TC.shape[0]
-        memory = torch.empty(tokens * self._row_bytes, dtype=torch.uint8)
+        tokens, num_picked = first_TC.shape[0], picked_S.shape[0]
+        rows = max(tokens, num_picked)
+        memory = torch.empty(rows * self._row_bytes, dtype=torch.uint8)
         start = memory.data_ptr()
         groups = b"".join(
             PAGE_GROUP.pack(
@@ -215,17 +234,20 @@ class Program:
                 batch.input_row_offsets.data_ptr(),
                 batch.cache_lengths.data_ptr(),
                 batch.positions.data_ptr(),
-                *(tokens, len(batch.query_lengths), torch.get_num_threads()),
+                picked_S.data_ptr(),
+                *(tokens, len(batch.query_lengths), num_picked, torch.get_num_threads()),
             ),
             self._pointers.pack(
-                first_TC.data_ptr(), *(start + place * tokens for place in self._starts)
+                first_TC.data_ptr(), *(start + place * rows for place in self._starts)
             ),
             groups,
         )
         if status == BAD_BATCH:
-            raise ValueError("batch must have its positions, slots and pages in tables and caches")
+            raise ValueError(
+                "batch must have its positions, slots, pages and picked rows in tables and caches"
+            )
         if status:
             raise_for(status)
-        place = self._starts[result - 1] * tokens
-        size = tokens * self._widths[0] * self._dtype.itemsize
-        return memory[place : place + size].view(self._dtype).view(tokens, self._widths[0])
+        place = self._starts[result - 1] * rows
+        size = num_picked * self._widths[0] * self._dtype.itemsize
+        return memory[place : place + size].view(self._dtype).view(num_picked, self._widths[0])

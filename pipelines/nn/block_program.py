@@ -1,5 +1,6 @@
-"""The blocks of a model as one call of the compiled library, where all of them have a form that it
-knows: self-attention with rotary embedding and a dense feed-forward, each behind a norm."""
+"""The blocks of a model and its last norm as one call of the compiled library, where all of them have
+a form that it knows: self-attention with rotary embedding and a dense feed-forward, each behind a
+norm."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from quire.kernels.ragged_batch import RaggedBatch
 from quire.pipelines.kv_cache.storage import LayerCache
 from quire.pipelines.nn.attention import AttentionWithRope
 from quire.pipelines.nn.mlp import MLP
-from quire.pipelines.nn.norm import LayerNorm, RMSNorm
+from quire.pipelines.nn.norm import LayerNorm, Norm, RMSNorm
 from quire.pipelines.nn.transformer_block import TransformerBlock
 
 STREAM, X, FIRST, SECOND = range(4)
@@ -63,7 +64,7 @@ class PlainBlock:
         """Of the buffers."""
         hidden = self.output.out_features
         first = max(hidden, self.output.in_features, self.down.in_features)
-        second = max(self.qkv.out_features, self.output.in_features, self.up.out_features)
+        second = max(hidden, self.qkv.out_features, self.output.in_features, self.up.out_features)
         return hidden, hidden, first, second
 
     def add_to(
@@ -128,22 +129,38 @@ class PlainBlock:
 
 
 def _add_norm(
-    program: Program, norm: RMSNorm | LayerNorm, source: int, to: int, residual: int | None
+    program: Program,
+    norm: RMSNorm | LayerNorm,
+    source: int,
+    to: int,
+    residual: int | None,
+    *,
+    is_of_picked: bool = False,
 ) -> None:
     if isinstance(norm, LayerNorm):
-        weight, bias = norm.weight, norm.bias
-        program.norm(source, to, LAYER, weight, bias, norm.epsilon, residual=residual)
-        return
-    kind = RMS_ROUNDED_ONCE if norm.multiply_before_cast else RMS
-    offset = norm.weight_offset
-    program.norm(source, to, kind, norm.weight, None, norm.epsilon, offset, residual=residual)
+        kind, bias, offset = LAYER, norm.bias, 0.0
+    else:
+        kind = RMS_ROUNDED_ONCE if norm.multiply_before_cast else RMS
+        bias, offset = None, norm.weight_offset
+    program.norm(
+        source,
+        to,
+        kind,
+        norm.weight,
+        bias,
+        norm.epsilon,
+        offset,
+        residual=residual,
+        is_of_picked=is_of_picked,
+    )
 
 
 class BlockProgram:
-    """Runs all blocks as they run one by one, with the same bits.
+    """Runs all blocks and the last norm as they run one by one, with the same bits.
 
     Args:
         blocks: of the model.
+        norm: behind them.
         tables: the rotary table of each block.
         groups: the page group of each block.
     """
@@ -151,30 +168,40 @@ class BlockProgram:
     def __init__(
         self,
         blocks: Sequence[TransformerBlock],
+        norm: Norm,
         tables: Sequence[torch.Tensor],
         groups: Sequence[int],
     ) -> None:
         self._native = library()
         plain = [PlainBlock.of(block) for block in blocks] if self._native else []
         self._blocks = [block for block in plain if block is not None]
-        self.is_known = bool(blocks) and len(self._blocks) == len(blocks)
-        """Whether all blocks have a known form; else there is nothing to run."""
+        self._norm = norm if isinstance(norm, RMSNorm | LayerNorm) else None
+        self.is_known = bool(self._blocks) and len(self._blocks) == len(blocks) and bool(self._norm)
+        """Whether all have a known form; else there is nothing to run."""
         self._places = tuple(zip(tables, groups, strict=True))
         self._made: tuple[Sequence[LayerCache], Program] | None = None
 
     def run(
-        self, x_TC: torch.Tensor, batches: Sequence[RaggedBatch], caches: Sequence[LayerCache]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The last block's output, and the residual, which takes the place of `x_TC`."""
+        self,
+        x_TC: torch.Tensor,
+        batches: Sequence[RaggedBatch],
+        caches: Sequence[LayerCache],
+        rows_S: torch.Tensor,
+    ) -> torch.Tensor:
+        """The states of `rows_S` (int64) after the last norm, [S, C]; `x_TC` is overwritten."""
         if self._made is None or self._made[0] is not caches:
             self._made = caches, self._make(caches)
-        return self._made[1].run(x_TC, batches, X), x_TC
+        return self._made[1].run(x_TC, batches, rows_S, X)
 
     def _make(self, caches: Sequence[LayerCache]) -> Program:
-        assert self._native is not None
+        assert self._native is not None and self._norm is not None
         widths = [max(sizes) for sizes in zip(*map(PlainBlock.widths, self._blocks), strict=True)]
         program = Program(self._native, self._blocks[0].qkv.dtype, widths)
         layers = zip(self._blocks, self._places, caches, strict=True)
         for index, (block, (table, group), cache) in enumerate(layers):
             block.add_to(program, table, group, cache, is_first=index == 0)
+        hidden = self._blocks[0].output.out_features
+        program.pick(X, FIRST, hidden)
+        program.pick(STREAM, SECOND, hidden)
+        _add_norm(program, self._norm, FIRST, X, SECOND, is_of_picked=True)
         return program

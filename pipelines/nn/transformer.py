@@ -48,7 +48,7 @@ class Transformer:
         # Per block, its rotary table and its page group: hashing a rope takes time in every step.
         self._tables = tuple(tables[block.rope] for block in self.blocks)
         self._groups = tuple(group_of[layer] for layer in range(len(self.blocks)))
-        self._program = BlockProgram(self.blocks, self._tables, self._groups)
+        self._program = BlockProgram(self.blocks, norm, self._tables, self._groups)
         self._positions = positions
         self._vocab_size = spec.vocab_size
         self._logit_scale = spec.logit_scale
@@ -67,7 +67,7 @@ class Transformer:
         tokens at `logit_rows_S` (int64), fp32 [S, V]; S may be 0.
         """
         if logit_rows_S.numel() == 0:
-            self._blocks(tokens_T, batches, caches)
+            self.hidden_states(tokens_T, batches, caches, logit_rows_S)
             empty = (0, self._vocab_size)
             return torch.empty(empty, dtype=torch.float32, device=tokens_T.device)
         return self.head(self.hidden_states(tokens_T, batches, caches, logit_rows_S))
@@ -90,19 +90,19 @@ class Transformer:
         rows_S: torch.Tensor,
     ) -> torch.Tensor:
         """As a call, but what the logits are made of: [S, C] after the last norm."""
-        x_TC, residual_TC = self._blocks(tokens_T, batches, caches)
+        x_TC: torch.Tensor = self.embedding(tokens_T)
+        if self._positions is not None:
+            x_TC = x_TC + self._positions[batches[0].positions.long()]
+        if self._program.is_known:
+            return self._program.run(x_TC, batches, caches, rows_S)
+        x_TC, residual_TC = self._blocks(x_TC, batches, caches)
         # Not x_TC[rows_S], which on a CPU wakes torch's team of threads.
         residual_SC = None if residual_TC is None else residual_TC.index_select(0, rows_S)
         return self.norm(x_TC.index_select(0, rows_S), residual_SC)[0]
 
     def _blocks(
-        self, tokens_T: torch.Tensor, batches: Sequence[RaggedBatch], caches: Sequence[LayerCache]
+        self, x_TC: torch.Tensor, batches: Sequence[RaggedBatch], caches: Sequence[LayerCache]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        x_TC: torch.Tensor = self.embedding(tokens_T)
-        if self._positions is not None:
-            x_TC = x_TC + self._positions[batches[0].positions.long()]
-        if self._program.is_known:
-            return self._program.run(x_TC, batches, caches)
         residual_TC: torch.Tensor | None = None
         plans = self._decode_plans(batches[0])
         chunked = ChunkedBatches(batches)

@@ -96,6 +96,10 @@ def one_by_one(
     return layer.down(inner), total
 
 
+def every(x: torch.Tensor) -> torch.Tensor:
+    return torch.arange(len(x))
+
+
 Case = tuple[Library, Layer, list[torch.Tensor], torch.Tensor, RaggedBatch]
 
 
@@ -124,7 +128,7 @@ def test_a_run_has_the_bits_of_its_ops(
     expected, total = one_by_one(native, layer, theirs, x, batch)
     program = program_of(native, layer, caches)
 
-    found = program.run(x, (batch,), X)
+    found = program.run(x, (batch,), every(x), X)
 
     assert same_bits(found, expected)
     assert same_bits(x, total)
@@ -138,7 +142,7 @@ def test_page_groups_have_tables_and_slots_of_their_own(same_bits: SameBits) -> 
     other = replace(batch, lookup_table=shift, slots=torch.zeros_like(batch.slots))
     expected, _ = one_by_one(native, layer, [cache.clone() for cache in caches], x, batch)
 
-    found = program_of(native, layer, caches, group=1).run(x, (other, batch), X)
+    found = program_of(native, layer, caches, group=1).run(x, (other, batch), every(x), X)
 
     assert same_bits(found, expected)
 
@@ -148,8 +152,32 @@ def test_a_batch_outside_of_caches_and_tables_is_refused(name: str) -> None:
     native, layer, caches, x, batch = case(SETS[-1], torch.bfloat16)
     wrong = replace(batch, **{name: getattr(batch, name) + 10_000})
 
-    with pytest.raises(ValueError, match="positions, slots and pages"):
-        program_of(native, layer, caches).run(x, (wrong,), X)
+    with pytest.raises(ValueError, match="positions, slots, pages"):
+        program_of(native, layer, caches).run(x, (wrong,), every(x), X)
+
+
+@pytest.mark.parametrize("rows", [[], [31], [2, 0, 2, 17], [*range(32), *range(32)]])
+def test_rows_are_picked_in_any_order_and_number(rows: list[int], same_bits: SameBits) -> None:
+    native, layer, caches, x, batch = case(SETS[-1], torch.bfloat16)
+    program = program_of(native, layer, caches)
+    program.pick(X, FIRST, HIDDEN)
+    program.pick(STREAM, SECOND, HIDDEN)
+    program.norm(FIRST, X, RMS, layer.norm, None, 1e-5, residual=SECOND, is_of_picked=True)
+    out, total = one_by_one(native, layer, [cache.clone() for cache in caches], x, batch)
+    picked = torch.tensor(rows, dtype=torch.int64)
+    expected, _ = norm_native(native, RMS, out[picked], layer.norm, None, 1e-5, total[picked])
+
+    assert same_bits(program.run(x, (batch,), picked, X), expected)
+
+
+@pytest.mark.parametrize("row", [-1, 32])
+def test_a_picked_row_that_the_batch_does_not_have_is_refused(row: int) -> None:
+    native, layer, caches, x, batch = case(SETS[-1], torch.bfloat16)
+    program = program_of(native, layer, caches)
+    program.pick(X, FIRST, HIDDEN)
+
+    with pytest.raises(ValueError, match="picked rows"):
+        program.run(x, (batch,), torch.tensor([0, row]), X)
 
 
 def test_rows_of_another_number_width_or_dtype_are_refused() -> None:
@@ -157,7 +185,7 @@ def test_rows_of_another_number_width_or_dtype_are_refused() -> None:
     program = program_of(native, layer, caches)
     for wrong in (x[1:], x[:, 1:].contiguous(), x.float()):
         with pytest.raises(ValueError, match="first_TC"):
-            program.run(wrong, (batch,), X)
+            program.run(wrong, (batch,), every(x), X)
 
 
 def test_an_op_whose_rows_have_no_room_is_refused() -> None:
