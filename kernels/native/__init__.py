@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 FOLDER = Path(__file__).parent
-INTERFACE = 5
+INTERFACE = 6
 """As in library.h: a library of another one was built before this Python code."""
 
 
