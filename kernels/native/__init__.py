@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 FOLDER = Path(__file__).parent
-INTERFACE = 4
+INTERFACE = 6
 """As in library.h: a library of another one was built before this Python code."""
 
 
@@ -71,7 +71,11 @@ class Library:
         self.gate = _taking_a_call(functions.quire_gate)
         self.combine = _taking_a_call(functions.quire_combine)
         self.sampling = _taking_a_call(functions.quire_sampling)
+        self.widen = _taking_a_call(functions.quire_widen)
+        self.invalid_rows = _taking_a_call(functions.quire_invalid_rows)
         self.penalties = _taking_a_call(functions.quire_penalties)
+        self.program = functions.quire_program
+        self.program.argtypes = [ctypes.c_char_p, number, *[ctypes.c_char_p] * 3]
 
 
 def _taking_a_call(function: Any) -> Callable[[bytes], int]:

@@ -207,6 +207,35 @@ EXPORT int quire_combine(const CombineCall* given) {
     return OK;
 }
 
+// `logits` from bfloat16.
+EXPORT int quire_widen(const LogitsCall* given) {
+    const LogitsCall& call = *given;
+    const RowVariant* variant = variant_of(call.instruction_set);
+    if (variant == nullptr) return BAD_CALL;
+    const int64_t count = call.rows * call.vocabulary;
+    // Not rows: one alone may be worth all threads.
+    share_rows(threads_for(call.threads, count, count * 6), count,
+               [&](int64_t first, int64_t end) {
+                   const uint16_t* from = static_cast<const uint16_t*>(call.from);
+                   variant->widen(from + first, call.logits + first, end - first);
+               });
+    return OK;
+}
+
+// Which rows of `logits` no token can be sampled from.
+EXPORT int quire_invalid_rows(const LogitsCall* given) {
+    const LogitsCall& call = *given;
+    const RowVariant* variant = variant_of(call.instruction_set);
+    if (variant == nullptr) return BAD_CALL;
+    share_rows(threads_for(call.threads, call.rows, call.rows * call.vocabulary * 4), call.rows,
+               [&](int64_t first, int64_t end) {
+                   for (int64_t row = first; row < end; row++)
+                       call.invalid[row] = variant->is_invalid(
+                           call.logits + row * call.vocabulary, call.vocabulary);
+               });
+    return OK;
+}
+
 EXPORT int quire_sampling(const SamplingCall* given) {
     const SamplingCall& call = *given;
     const RowVariant* variant = variant_of(call.instruction_set);

@@ -109,6 +109,13 @@ struct CombineCall {
     int64_t rows, top_k, columns, type, threads, instruction_set;
 };
 
+struct LogitsCall {
+    const void* from;  // [rows, vocabulary] of bfloat16
+    float* logits;     // as `from`
+    uint8_t* invalid;  // [rows]
+    int64_t rows, vocabulary, threads, instruction_set;
+};
+
 // Each does rows first .. end.
 struct RowVariant {
     void (*norm)(const NormCall&, int64_t first, int64_t end);
@@ -119,6 +126,8 @@ struct RowVariant {
     void (*route)(const RouterCall&, int64_t first, int64_t end);
     void (*gate)(const GateCall&, int64_t first, int64_t end);
     void (*combine)(const CombineCall&, int64_t first, int64_t end);
+    void (*widen)(const void* from, float* to, int64_t count);
+    bool (*is_invalid)(const float* logits, int64_t vocabulary);
     SamplingPasses sampling;
 };
 

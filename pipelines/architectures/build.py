@@ -30,7 +30,8 @@ from quire.pipelines.nn.mlp import MLP
 from quire.pipelines.nn.moe import MoE
 from quire.pipelines.nn.norm import HeadLayerNorm, LayerNorm, Norm, RMSNorm
 from quire.pipelines.nn.rotary_embedding import rotary_embedding
-from quire.pipelines.nn.transformer import Transformer, TransformerBlock
+from quire.pipelines.nn.transformer import Transformer
+from quire.pipelines.nn.transformer_block import TransformerBlock
 from quire.pipelines.nn.weight_kinds import WEIGHT_KINDS
 from quire.pipelines.weights.loader import WeightLoader
 
