@@ -59,7 +59,7 @@ bench: install-test
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/serving.py
 
-## bench-cpu      Quire and installed peers on this CPU; BENCH_ARGS='--rounds 3 --peer vllm=PYTHON'
+## bench-cpu      Quire and installed peers on this CPU; docs/performance.md has the BENCH_ARGS
 bench-cpu: install-test
 	$(BIN)/python benchmarks/cpu.py $(BENCH_ARGS)
 

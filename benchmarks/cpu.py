@@ -7,7 +7,8 @@ checkpoint (random weights), the same client and the same requests, each a promp
     W2  16 requests, 8 at a time                 W5  a prompt of 2,048 arrives while 8 streams
     W3  64 requests, 32 at a time                    decode: its TTFT, and the longest gap in them
 
-Floors are from the machine's read and matmul rates, measured in the same run.
+Floors are from the machine's read and matmul rates, measured in the same run; they are those of
+the bfloat16 checkpoint, in the rows of quantized ones as well.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,14 +31,16 @@ import httpx2
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from peers import Server, installed, quire, running
+from peers import PEERS, Server, installed, running
 from random_checkpoint import SHAPES, write_checkpoint
 
 from quire.config.settings import ModelSettings
 from quire.pipelines.architectures.load import load_model_spec
 from quire.pipelines.architectures.spec import ModelSpec
 from quire.pipelines.forecast import Hardware, forecast, measure_cpu
-from quire.server.bench import Load, Sample, bodies, run_load, stream_one
+from quire.server.bench import Load, Report, Sample, bodies, run_load, stream_one
+
+Figures = Mapping[str, float]
 
 FIGURES: Mapping[str, str] = {
     "W1 TTFT ms": "least",
@@ -51,30 +54,47 @@ FIGURES: Mapping[str, str] = {
 }
 
 
-async def measure(url: str, model: str | None) -> dict[str, float]:
+async def measure(url: str, model: str | None, workloads: Sequence[str]) -> Figures:
     """One round of the workloads against a server."""
     load = Load(url=url, model=model, prompt_tokens=128, output_tokens=64)
-    await run_load(replace(load, requests=2, concurrency=2, seed=1))
-    one = await run_load(replace(load, requests=4, concurrency=1, seed=2))
-    eight = await run_load(replace(load, requests=16, concurrency=8, seed=3))
-    many = await run_load(replace(load, requests=64, concurrency=32, seed=4))
-    long = await run_load(
-        replace(load, requests=3, concurrency=1, prompt_tokens=1024, output_tokens=1, seed=5)
-    )
-    ttft, gap = await _disturbed(replace(load, output_tokens=256, requests=8, seed=6))
-    return {
-        "W1 TTFT ms": one.ttft_p50_ms,
-        "W1 TPOT ms": one.tpot_p50_ms,
-        "W2 tok/s": eight.output_tokens_per_second,
-        "W3 tok/s": many.output_tokens_per_second,
-        "W4 TTFT ms": long.ttft_p50_ms,
-        "W5 TTFT ms": ttft,
-        "W5 longest gap ms": gap,
-    }
+    await _loaded(load, requests=2, concurrency=2, seed=1)
+    figures: dict[str, float] = {}
+    for workload in workloads:
+        figures |= await WORKLOADS[workload](load)
+    return figures
 
 
-async def _disturbed(load: Load) -> tuple[float, float]:
+async def _one_stream(load: Load) -> Figures:
+    report = await _loaded(load, requests=4, concurrency=1, seed=2)
+    return {"W1 TTFT ms": report.ttft_p50_ms, "W1 TPOT ms": report.tpot_p50_ms}
+
+
+async def _eight_streams(load: Load) -> Figures:
+    report = await _loaded(load, requests=16, concurrency=8, seed=3)
+    return {"W2 tok/s": report.output_tokens_per_second}
+
+
+async def _many_streams(load: Load) -> Figures:
+    report = await _loaded(load, requests=64, concurrency=32, seed=4)
+    return {"W3 tok/s": report.output_tokens_per_second}
+
+
+async def _long_prompt(load: Load) -> Figures:
+    long = replace(load, prompt_tokens=1024, output_tokens=1)
+    report = await _loaded(long, requests=3, concurrency=1, seed=5)
+    return {"W4 TTFT ms": report.ttft_p50_ms}
+
+
+async def _loaded(load: Load, *, requests: int, concurrency: int, seed: int) -> Report:
+    report = await run_load(replace(load, requests=requests, concurrency=concurrency, seed=seed))
+    if report.failed:
+        raise RuntimeError(f"{report.failed} of {requests} requests failed")
+    return report
+
+
+async def _disturbed(load: Load) -> Figures:
     """TTFT of a prompt of 2,048 tokens among decoding streams, and their longest gap until then."""
+    load = replace(load, output_tokens=256, requests=8, seed=6)
     (prompt,) = bodies(replace(load, requests=1, prompt_tokens=2048, output_tokens=1, seed=7))
     async with httpx2.AsyncClient(base_url=load.url, timeout=600.0) as client:
         streams = [asyncio.create_task(stream_one(client, body)) for body in bodies(load)]
@@ -89,7 +109,10 @@ async def _disturbed(load: Load) -> tuple[float, float]:
         for before, after in zip(sample.chunk_times, sample.chunk_times[1:], strict=False)
         if after > sent and before < until
     ]
-    return late.ttft * 1e3, max(gaps, default=0.0) * 1e3
+    return {
+        "W5 TTFT ms": late.ttft * 1e3,
+        "W5 longest gap ms": max(gaps, default=0.0) * 1e3,
+    }
 
 
 def _sample(result: Sample | str) -> Sample:
@@ -98,6 +121,15 @@ def _sample(result: Sample | str) -> Sample:
             return result
         case _:
             raise RuntimeError(f"a request failed: {result[:500]}")
+
+
+WORKLOADS: Mapping[str, Callable[[Load], Awaitable[Figures]]] = {
+    "W1": _one_stream,
+    "W2": _eight_streams,
+    "W3": _many_streams,
+    "W4": _long_prompt,
+    "W5": _disturbed,
+}
 
 
 def floors(spec: ModelSpec, hardware: Hardware) -> dict[str, float]:
@@ -127,18 +159,16 @@ def table(
     rows: Mapping[str, Mapping[str, Sequence[float]]], floor: Mapping[str, float]
 ) -> list[str]:
     """Markdown: medians, and the fraction of the floor that each reaches."""
+    measured = [name for name in FIGURES if any(name in figures for figures in rows.values())]
     lines = [
-        "| | " + " | ".join(FIGURES) + " |",
-        "|---" * (len(FIGURES) + 1) + "|",
-        "| floor | " + " | ".join(_shown(floor.get(name)) for name in FIGURES) + " |",
+        "| | " + " | ".join(measured) + " |",
+        "|---" * (len(measured) + 1) + "|",
+        "| bfloat16 floor | " + " | ".join(_shown(floor.get(name)) for name in measured) + " |",
     ]
     for name, figures in rows.items():
         cells = []
-        for figure, better in FIGURES.items():
-            values = figures.get(figure)
-            if not values:
-                cells.append("")
-                continue
+        for figure in measured:
+            values, better = figures[figure], FIGURES[figure]
             value, limit = statistics.median(values), floor.get(figure)
             share = ""
             if limit:
@@ -154,7 +184,9 @@ def _shown(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def run_shape(shape: str, folder: Path, servers: Sequence[Server], rounds: int) -> list[str]:
+def run_shape(
+    shape: str, folder: Path, servers: Sequence[Server], rounds: int, workloads: Sequence[str]
+) -> list[str]:
     """Every server's rounds, as the lines of a table; a server that fails is told and left out."""
     if not (folder / "model.safetensors").is_file():
         write_checkpoint(shape, folder, has_weights=True)
@@ -169,11 +201,12 @@ def run_shape(shape: str, folder: Path, servers: Sequence[Server], rounds: int) 
                 continue
             try:
                 with running(server, folder) as (url, ready):
-                    figures = {**asyncio.run(measure(url, server.model(folder))), "ready s": ready}
+                    figures = asyncio.run(measure(url, server.model(folder), workloads))
             except (RuntimeError, httpx2.HTTPError) as error:
                 failed.add(server.name)
                 print(f"{server.name}: left out: {error}", file=sys.stderr)
                 continue
+            figures = {**figures, "ready s": ready}
             for name, value in figures.items():
                 rows[server.name][name].append(value)
             shown = {name: round(value, 1) for name, value in figures.items()}
@@ -189,32 +222,66 @@ def run_shape(shape: str, folder: Path, servers: Sequence[Server], rounds: int) 
     return [head, "", *table(ordered, floors(load_model_spec(folder), hardware))]
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare CPU servers on random checkpoints.")
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="NAME")
+    parser.add_argument(
+        "--workload", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="W1"
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument(
         "--folder", type=Path, help="keeps the checkpoints; else they are made anew"
     )
-    parser.add_argument("--only-quire", action="store_true", help="no peers")
-    parser.add_argument("--int8", action="store_true", help="also Quire with --quantization int8")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="servers by their names in the table"
+    )
+    parser.add_argument(
+        "--also",
+        nargs="+",
+        action="extend",
+        type=_pair,
+        default=[],
+        metavar="PEER=VARIANT",
+        help="more rows, such as 'quire=--quantization int8', "
+        "vllm=W8A8, openvino_genai=int8, llama.cpp=Q8_0",
+    )
     parser.add_argument(
         "--peer",
-        action="append",
+        nargs="+",
+        action="extend",
+        type=_pair,
         default=[],
-        metavar="PACKAGE=PYTHON",
+        metavar="PEER=PROGRAM",
         help="where a peer is: "
         "vllm=/path/python, openvino_genai=/path/python, llama.cpp=/path/llama-server",
     )
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def _pair(text: str) -> tuple[str, str]:
+    peer, equals, value = text.partition("=")
+    if peer not in PEERS or not equals:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(PEERS)}, =, and a value")
+    return peer, value
+
+
+def chosen_servers(options: argparse.Namespace, threads: int) -> list[Server]:
+    try:
+        servers = installed(threads, dict(options.peer), options.also)
+    except RuntimeError as error:
+        sys.exit(str(error))
+    names = [server.name for server in servers]
+    if unknown := set(options.only or ()) - set(names):
+        sys.exit(f"--only {', '.join(unknown)}: expected some of {', '.join(names)}")
+    return [server for server in servers if not options.only or server.name in options.only]
+
+
+def main() -> None:
+    options = parse()
     # So that a server is stopped when this is.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     threads = len(os.sched_getaffinity(0))
-    servers = [quire()]
-    if options.int8:
-        servers.append(quire("Quire int8", "--quantization", "int8"))
-    if not options.only_quire:
-        servers += installed(threads, dict(peer.split("=", 1) for peer in options.peer))
+    servers = chosen_servers(options, threads)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -222,7 +289,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = options.folder or Path(made)
         for shape in options.shape:
-            lines = run_shape(shape, folder / shape, servers, options.rounds)
+            lines = run_shape(shape, folder / shape, servers, options.rounds, options.workload)
             print("\n" + "\n".join(lines) + "\n")
 
 

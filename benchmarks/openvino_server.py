@@ -2,15 +2,14 @@
 
     python openvino_server.py MODEL_FOLDER PORT THREADS
 
-Runs in an interpreter that has openvino-genai, optimum-intel, openvino-tokenizers and aiohttp, and
-exports the model on first use. It takes token ids and answers with a stream: what the client of the
+Runs in an interpreter that has openvino-genai, openvino-tokenizers and aiohttp, on a model that
+optimum-intel exported. It takes token ids and answers with a stream: what the client of the
 benchmark sends and reads, no more.
 """
 
 import asyncio
 import itertools
 import json
-import subprocess
 import sys
 import threading
 from collections import defaultdict
@@ -22,22 +21,6 @@ import openvino_genai
 from aiohttp import web
 
 TOKENS_PER_STEP = 512
-
-
-def exported(folder: Path) -> Path:
-    """The model in OpenVINO's form, weights as they are."""
-    target = folder / "openvino"
-    if not (target / "openvino_model.xml").is_file():
-        command = [
-            "optimum-cli",
-            "export",
-            "openvino",
-            "-m",
-            str(folder),
-        ]
-        command[0] = str(Path(sys.executable).with_name("optimum-cli"))
-        subprocess.run([*command, "--task", "text-generation-with-past", str(target)], check=True)
-    return target
 
 
 class Engine:
@@ -121,7 +104,7 @@ async def health(request: web.Request) -> web.Response:
 async def main() -> None:
     folder, port, threads = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     app = web.Application()
-    app["engine"] = Engine(exported(folder), threads)
+    app["engine"] = Engine(folder, threads)
     app.add_routes([web.get("/health", health), web.post("/v1/completions", completions)])
     runner = web.AppRunner(app)
     await runner.setup()

@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
+from peer_models import gguf_file, openvino_model, w8a8_checkpoint
 
 READY_SECONDS = 600.0
 PORT = 8371
@@ -29,67 +32,107 @@ class Server:
     model: Callable[[Path], str | None] = lambda folder: None
 
 
-def quire(name: str = "Quire", *options: str) -> Server:
+def quire(python: str, threads: int, variant: str = "") -> Server:
+    """Quire takes the threads it may use; `variant` holds more options of `quire serve`."""
     return Server(
-        name=name,
+        name=f"Quire {variant}".strip(),
         command=lambda folder: (
-            *(sys.executable, "-P", "-m", "quire.server", "serve", "--model", str(folder)),
-            *("--port", str(PORT), *options),
+            *(python, "-P", "-m", "quire.server", "serve", "--model", str(folder)),
+            *("--port", str(PORT), *shlex.split(variant)),
         ),
         ready_path="/readyz",
     )
 
 
-def vllm(python: str, threads: int) -> Server:
-    """vLLM for CPUs. By default it computes on all cores but one."""
+def vllm(python: str, threads: int, variant: str = "") -> Server:
+    """vLLM for CPUs. By default it computes on all cores but one. `variant`: W8A8, or none."""
+    if variant not in ("", "W8A8"):
+        raise RuntimeError(f"vllm={variant}: expected W8A8")
+
+    def model(folder: Path) -> str:
+        return str(w8a8_checkpoint(folder) if variant == "W8A8" else folder)
+
     return Server(
-        name="vLLM",
+        name=f"vLLM {variant}".strip(),
         command=lambda folder: (
-            *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)),
+            *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", model(folder)),
             *("--port", str(PORT), "--dtype", "bfloat16", "--max-model-len", "4096"),
             "--no-enable-prefix-caching",
         ),
         environment={
+            "VLLM_TARGET_DEVICE": "cpu",
             "VLLM_CPU_KVCACHE_SPACE": "2",
             "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
             "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
             "OMP_NUM_THREADS": str(threads),
         },
-        model=str,
+        model=model,
     )
 
 
-def openvino(python: str, threads: int) -> Server:
-    """OpenVINO GenAI behind `openvino_server.py`: it brings no server of its own."""
-    script = Path(__file__).with_name("openvino_server.py")
-    return Server(
-        name="OpenVINO GenAI",
-        command=lambda folder: (python, str(script), str(folder), str(PORT), str(threads)),
-    )
+def openvino(python: str, threads: int, variant: str = "") -> Server:
+    """OpenVINO GenAI behind `openvino_server.py`: it brings no server of its own.
 
-
-def llama_cpp(binary: str, threads: int) -> Server:
-    """llama.cpp's server, of the `model.gguf` in the model's folder."""
-    count = str(threads)
+    `variant` is a `--weight-format` of its exporter, such as int8.
+    """
+    script = str(Path(__file__).with_name("openvino_server.py"))
+    exporter = str(Path(python).with_name("optimum-cli"))
     return Server(
-        name="llama.cpp",
+        name=f"OpenVINO GenAI {variant}".strip(),
         command=lambda folder: (
-            *(binary, "-m", str(folder / "model.gguf"), "--port", str(PORT)),
+            *(python, script, str(openvino_model(folder, exporter, variant))),
+            *(str(PORT), str(threads)),
+        ),
+    )
+
+
+def llama_cpp(binary: str, threads: int, variant: str = "") -> Server:
+    """llama.cpp's server; `variant` is a kind of GGUF file, such as Q8_0; else BF16."""
+    count = str(threads)
+    quantizer = str(Path(binary).with_name("llama-quantize"))
+    return Server(
+        name=f"llama.cpp {variant}".strip(),
+        command=lambda folder: (
+            *(binary, "-m", str(gguf_file(folder, variant or "BF16", quantizer))),
+            *("--port", str(PORT)),
             *("-c", "16384", "-np", "32", "-kvu", "-t", count, "-tb", count),
         ),
     )
 
 
-def installed(threads: int, pythons: Mapping[str, str]) -> list[Server]:
-    """The peers found here; `pythons` name interpreters that have a peer's package."""
-    found = []
-    for module, peer in (("vllm", vllm), ("openvino_genai", openvino)):
-        python = pythons.get(module, sys.executable)
+PEERS: Mapping[str, Callable[[str, int, str], Server]] = {
+    "quire": quire,
+    "vllm": vllm,
+    "openvino_genai": openvino,
+    "llama.cpp": llama_cpp,
+}
+
+
+def installed(
+    threads: int, programs: Mapping[str, str], variants: Sequence[tuple[str, str]]
+) -> list[Server]:
+    """Quire and the peers found here, each plain and in its `variants`, (peer, variant).
+
+    `programs` name llama.cpp's server, and interpreters that have a peer's package.
+
+    Raises:
+        RuntimeError: a variant's peer is not here, or does not have it.
+    """
+    found = {"quire": programs.get("quire", sys.executable)}
+    for module in ("vllm", "openvino_genai"):
+        python = programs.get(module, sys.executable)
         probe = [python, "-c", f"import {module}"]
         if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
-            found.append(peer(python, threads))
-    binary = pythons.get("llama.cpp") or shutil.which("llama-server")
-    return [*found, llama_cpp(binary, threads)] if binary else found
+            found[module] = python
+    if binary := programs.get("llama.cpp") or shutil.which("llama-server"):
+        found["llama.cpp"] = binary
+    if missing := {peer for peer, _ in variants} - set(found):
+        raise RuntimeError(f"not here: {', '.join(missing)}")
+    return [
+        PEERS[name](program, threads, variant)
+        for name, program in found.items()
+        for variant in ("", *(variant for peer, variant in variants if peer == name))
+    ]
 
 
 @contextlib.contextmanager
@@ -98,16 +141,17 @@ def running(server: Server, folder: Path) -> Iterator[tuple[str, float]]:
 
     Raises:
         RuntimeError: the port is taken, or it ended or was not ready in time; the message holds the
-            end of its log.
+            end of its log. Or its form of the model could not be made.
     """
     url = f"http://127.0.0.1:{PORT}"
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", PORT)) == 0:
             raise RuntimeError(f"{server.name}: another server listens on port {PORT}")
+    command = server.command(folder)
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
         started = time.perf_counter()
         process = subprocess.Popen(
-            list(server.command(folder)),
+            list(command),
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **server.environment},
@@ -127,6 +171,9 @@ def running(server: Server, folder: Path) -> Iterator[tuple[str, float]]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            # Workers that outlived it would take the next server's time.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _is_ready(url: str) -> bool:

@@ -54,6 +54,8 @@ def write_checkpoint(shape: str, folder: Path, *, has_weights: bool = False) -> 
     shutil.copy(demo / "tokenizer_config.json", folder)
     tokenizer = json.loads((demo / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
+    # Two added tokens have the ids that follow the vocabulary.
+    vocabulary |= {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     vocabulary |= {
         f"word{token}": token for token in range(len(vocabulary), SHAPES[shape]["vocab_size"])
     }

@@ -60,15 +60,19 @@ def grammars(compiler: Compiler) -> list[Grammar]:
 
 
 def contexts(
-    started: StartedEngine, batch: int, known: Sequence[Grammar], ends: tuple[int, ...]
+    started: StartedEngine,
+    batch: int,
+    known: Sequence[Grammar],
+    ends: tuple[int, ...],
+    prompt_tokens: int,
 ) -> list[TextContext]:
     made = []
     for index in range(batch):
-        prompt = np.random.default_rng(index).integers(10, 400, PROMPT_TOKENS, dtype=np.int32)
+        prompt = np.random.default_rng(index).integers(10, 400, prompt_tokens, dtype=np.int32)
         context = TextContext(
             index,
             prompt,
-            SamplingParams(temperature=1.0, seed=index, max_new_tokens=MAX_LENGTH - PROMPT_TOKENS),
+            SamplingParams(temperature=1.0, seed=index, max_new_tokens=MAX_LENGTH - prompt_tokens),
             max_length=MAX_LENGTH,
             eos_token_ids=ends,
             grammar=known[index % len(known)] if known else None,
@@ -80,11 +84,15 @@ def contexts(
 
 
 def decoding(
-    started: StartedEngine, batch: int, known: Sequence[Grammar], ends: tuple[int, ...]
+    started: StartedEngine,
+    batch: int,
+    known: Sequence[Grammar],
+    ends: tuple[int, ...],
+    prompt_tokens: int = PROMPT_TOKENS,
 ) -> Engine:
     """An engine in which `batch` contexts decode."""
     engine = Engine(started.model.runner, started.config, epoch=1)
-    engine.submit(contexts(started, batch, known, ends))
+    engine.submit(contexts(started, batch, known, ends, prompt_tokens))
     while (output := engine.step()) is not None:
         if output.input_tokens == batch:
             return engine

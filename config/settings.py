@@ -52,7 +52,7 @@ ToolCallParser = Literal[
 
 LoadFormat = Literal["auto", "safetensors", "gguf", "pytorch", "random"]
 
-Quantization = Literal["none", "int8", "fp8", "q4_0", "q8_0"]
+Quantization = Literal["none", "int8", "w8a8", "fp8", "q4_0", "q8_0"]
 
 S = TypeVar("S", bound="ModelSettings")
 
@@ -122,7 +122,7 @@ class ModelSettings(BaseSettings):
     )
     quantization: Quantization = Field(
         "none",
-        description="Quantize the linear layers of a dense checkpoint at load: int8, fp8, q4_0, q8_0.",
+        description="Quantize a dense checkpoint at load: int8, w8a8, fp8, q4_0, q8_0.",
     )
     exact: bool = Field(
         True,

@@ -77,7 +77,8 @@ async def run_load(load: Load) -> Report:
         RuntimeError: no request succeeded; the message holds the server's first answer.
     """
     headers = {"authorization": f"Bearer {load.api_key}"} if load.api_key else {}
-    limits = httpx2.Limits(max_connections=load.concurrency)
+    # Some servers close a connection after a stream without saying so: each request gets its own.
+    limits = httpx2.Limits(max_connections=load.concurrency, max_keepalive_connections=0)
     async with httpx2.AsyncClient(
         base_url=load.url, headers=headers, timeout=600.0, limits=limits
     ) as client:

@@ -37,7 +37,8 @@ it, and run over 70 tokens three ways: in one step (prefill), cut at random plac
 with the last 40 tokens one by one (decode). Errors are the greatest difference of any logit of any
 position from transformers' own; in bfloat16 they are root mean squares of the difference from
 transformers in float32, and the bound is 1.25 times what transformers in bfloat16 has. Of quantized
-weights the reference has the dequantized ones. `make test` runs every case.
+weights the reference has the dequantized ones; of w8a8 its activations go through the same int8, where
+the last bit of a sum may decide a rounding, and errors are root mean squares. `make test` runs every case.
 
 """
 

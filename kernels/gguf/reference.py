@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 
@@ -12,9 +13,30 @@ CURVE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 11
 """What nibbles stand for in IQ4_NL and IQ4_XS (`src/ggml-common.h`: kvalues_iq4nl)."""
 
 
+class Groups(NamedTuple):
+    """Whole numbers of 8 bits [..., groups, size], each group with a scale [..., groups, 1] float32.
+
+    A weight is number * scale + offset, of which only some types have one, shaped as the scales.
+    """
+
+    numbers: torch.Tensor
+    scale: torch.Tensor
+    offset: torch.Tensor | None = None
+
+    def weights(self) -> torch.Tensor:
+        """[..., groups * size] float32, in ggml's order of arithmetic."""
+        scaled = self.scale * self.numbers.float()
+        return (scaled if self.offset is None else scaled + self.offset).flatten(-2)
+
+
 def _half(blocks: torch.Tensor, offset: int) -> torch.Tensor:
     """The float16 at `offset` of each block, as float32 [..., 1]."""
     return blocks[..., offset : offset + 2].contiguous().view(torch.float16).float()
+
+
+def _signed(numbers: torch.Tensor, less: int) -> torch.Tensor:
+    """uint8 to int8, `less` of each."""
+    return numbers.view(torch.int8) - less
 
 
 def _nibbles(packed: torch.Tensor) -> torch.Tensor:
@@ -22,14 +44,24 @@ def _nibbles(packed: torch.Tensor) -> torch.Tensor:
     return torch.stack((packed & 15, packed >> 4), -2)
 
 
-def _q4_0(blocks: torch.Tensor) -> torch.Tensor:
+def _one_group(
+    numbers: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None = None
+) -> Groups:
+    """Numbers [..., 32] and what `_half` gives."""
+    return Groups(
+        numbers.unsqueeze(-2), scale[..., None], None if offset is None else offset[..., None]
+    )
+
+
+def _q4_0(blocks: torch.Tensor) -> Groups:
     """float16 d, 16 bytes: value = d * (nibble - 8), low nibbles first."""
-    return _half(blocks, 0) * (_nibbles(blocks[..., 2:]).flatten(-2).float() - 8)
+    return _one_group(_signed(_nibbles(blocks[..., 2:]).flatten(-2), 8), _half(blocks, 0))
 
 
-def _q4_1(blocks: torch.Tensor) -> torch.Tensor:
+def _q4_1(blocks: torch.Tensor) -> Groups:
     """float16 d and m, 16 bytes: value = d * nibble + m."""
-    return _half(blocks, 0) * _nibbles(blocks[..., 4:]).flatten(-2).float() + _half(blocks, 2)
+    numbers = _nibbles(blocks[..., 4:]).flatten(-2)
+    return _one_group(numbers, _half(blocks, 0), _half(blocks, 2))
 
 
 def _with_fifth_bits(blocks: torch.Tensor, offset: int) -> torch.Tensor:
@@ -39,32 +71,32 @@ def _with_fifth_bits(blocks: torch.Tensor, offset: int) -> torch.Tensor:
     return _nibbles(blocks[..., offset + 4 :]).flatten(-2) | fifth << 4
 
 
-def _q5_0(blocks: torch.Tensor) -> torch.Tensor:
+def _q5_0(blocks: torch.Tensor) -> Groups:
     """float16 d: value = d * (number - 16)."""
-    return _half(blocks, 0) * (_with_fifth_bits(blocks, 2).float() - 16)
+    return _one_group(_signed(_with_fifth_bits(blocks, 2), 16), _half(blocks, 0))
 
 
-def _q5_1(blocks: torch.Tensor) -> torch.Tensor:
+def _q5_1(blocks: torch.Tensor) -> Groups:
     """float16 d and m: value = d * number + m."""
-    return _half(blocks, 0) * _with_fifth_bits(blocks, 4).float() + _half(blocks, 2)
+    return _one_group(_with_fifth_bits(blocks, 4), _half(blocks, 0), _half(blocks, 2))
 
 
-def _q8_0(blocks: torch.Tensor) -> torch.Tensor:
+def _q8_0(blocks: torch.Tensor) -> Groups:
     """float16 d, 32 int8: value = d * number."""
-    return _half(blocks, 0) * blocks[..., 2:].contiguous().view(torch.int8).float()
+    return _one_group(blocks[..., 2:].contiguous().view(torch.int8), _half(blocks, 0))
 
 
 def _on_curve(nibbles: torch.Tensor) -> torch.Tensor:
     """The numbers that nibbles stand for in IQ4_NL and IQ4_XS."""
-    return torch.tensor(CURVE, dtype=torch.float32, device=nibbles.device)[nibbles.long()]
+    return torch.tensor(CURVE, dtype=torch.int8, device=nibbles.device)[nibbles.int()]
 
 
-def _iq4_nl(blocks: torch.Tensor) -> torch.Tensor:
+def _iq4_nl(blocks: torch.Tensor) -> Groups:
     """float16 d, 16 bytes: value = d * CURVE[nibble]."""
-    return _half(blocks, 0) * _on_curve(_nibbles(blocks[..., 2:]).flatten(-2))
+    return _one_group(_on_curve(_nibbles(blocks[..., 2:]).flatten(-2)), _half(blocks, 0))
 
 
-def _iq4_xs(blocks: torch.Tensor) -> torch.Tensor:
+def _iq4_xs(blocks: torch.Tensor) -> Groups:
     """float16 d, upper 2 bits of 8 scales, their low 4, 128 bytes.
 
     value = d * (scale - 32) * CURVE[nibble], 32 numbers to a scale.
@@ -74,7 +106,7 @@ def _iq4_xs(blocks: torch.Tensor) -> torch.Tensor:
     low = _nibbles(blocks[..., 4:8, None]).flatten(-3)
     scale = _half(blocks, 0) * ((low | high << 4).float() - 32)
     quants = _nibbles(torch.unflatten(blocks[..., 8:], -1, (8, 16))).flatten(-2)
-    return (scale[..., None] * _on_curve(quants)).flatten(-2)
+    return Groups(_on_curve(quants), scale[..., None])
 
 
 def _two_bits(packed: torch.Tensor) -> torch.Tensor:
@@ -84,18 +116,17 @@ def _two_bits(packed: torch.Tensor) -> torch.Tensor:
     return torch.unflatten(numbers.flatten(-3), -1, (16, 16))
 
 
-def _q2_k(blocks: torch.Tensor) -> torch.Tensor:
+def _q2_k(blocks: torch.Tensor) -> Groups:
     """16 bytes of scale (low half) and minimum, 64 bytes, float16 d and dmin.
 
     value = d * scale * number - dmin * minimum, 16 numbers to a scale.
     """
     scale = _half(blocks, 80) * (blocks[..., :16] & 15).float()
     minimum = _half(blocks, 82) * (blocks[..., :16] >> 4).float()
-    numbers = _two_bits(blocks[..., 16:80]).float()
-    return (scale[..., None] * numbers - minimum[..., None]).flatten(-2)
+    return Groups(_two_bits(blocks[..., 16:80]), scale[..., None], -minimum[..., None])
 
 
-def _q3_k(blocks: torch.Tensor) -> torch.Tensor:
+def _q3_k(blocks: torch.Tensor) -> Groups:
     """32 bytes of upper bits, 64 of the lower two, 12 of scales, float16 d.
 
     value = d * (scale - 32) * (number - 4), 16 numbers to a scale. Bit i of the upper bits belongs
@@ -104,11 +135,11 @@ def _q3_k(blocks: torch.Tensor) -> torch.Tensor:
     """
     shift = torch.arange(8, dtype=torch.uint8, device=blocks.device)[:, None]
     upper = torch.unflatten((blocks[..., None, :32] >> shift & 1).flatten(-2), -1, (16, 16))
-    numbers = (_two_bits(blocks[..., 32:96]) | upper << 2).float() - 4
+    numbers = _signed(_two_bits(blocks[..., 32:96]) | upper << 2, 4)
     low = _nibbles(blocks[..., 96:104]).flatten(-2)
     high = (blocks[..., None, 104:108] >> shift[::2] & 3).flatten(-2)
     scale = _half(blocks, 108) * ((low | high << 4).float() - 32)
-    return (scale[..., None] * numbers).flatten(-2)
+    return Groups(numbers, scale[..., None])
 
 
 def _scales_and_minima(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,23 +156,23 @@ def _scales_and_minima(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     return (_half(blocks, 0) * scale)[..., None], (_half(blocks, 2) * minimum)[..., None]
 
 
-def _q4_k(blocks: torch.Tensor) -> torch.Tensor:
+def _q4_k(blocks: torch.Tensor) -> Groups:
     """Scales and minima, 128 bytes: value = d * scale * nibble - dmin * minimum."""
     scale, minimum = _scales_and_minima(blocks)
     quants = _nibbles(torch.unflatten(blocks[..., 16:], -1, (4, 32))).flatten(-3, -2)
-    return (scale * quants.float() - minimum).flatten(-2)
+    return Groups(quants, scale, -minimum)
 
 
-def _q5_k(blocks: torch.Tensor) -> torch.Tensor:
+def _q5_k(blocks: torch.Tensor) -> Groups:
     """As Q4_K with a fifth bit: bit i of 32 bytes belongs to the i-th 32 numbers."""
     scale, minimum = _scales_and_minima(blocks)
     quants = _nibbles(torch.unflatten(blocks[..., 48:], -1, (4, 32))).flatten(-3, -2)
     shift = torch.arange(8, dtype=torch.uint8, device=blocks.device)[:, None]
     quants = quants | (blocks[..., None, 16:48] >> shift & 1) << 4
-    return (scale * quants.float() - minimum).flatten(-2)
+    return Groups(quants, scale, -minimum)
 
 
-def _q6_k(blocks: torch.Tensor) -> torch.Tensor:
+def _q6_k(blocks: torch.Tensor) -> Groups:
     """128 bytes of low 4 bits, 64 of upper 2, 16 int8 scales, float16 d.
 
     value = d * scale * (number - 32), 16 numbers to a scale. Each half of the block has 64 low
@@ -151,12 +182,12 @@ def _q6_k(blocks: torch.Tensor) -> torch.Tensor:
     low = torch.unflatten(low, -1, (4, 32))
     shift = torch.arange(0, 8, 2, dtype=torch.uint8, device=blocks.device)[:, None]
     high = torch.unflatten(blocks[..., 128:192], -1, (2, 1, 32)) >> shift & 3
-    numbers = (low | high << 4).flatten(-3).float() - 32
+    numbers = _signed((low | high << 4).flatten(-3), 32)
     scale = _half(blocks, 208) * blocks[..., 192:208].contiguous().view(torch.int8).float()
-    return (scale[..., None] * torch.unflatten(numbers, -1, (16, 16))).flatten(-2)
+    return Groups(torch.unflatten(numbers, -1, (16, 16)), scale[..., None])
 
 
-DEQUANTIZERS: MappingProxyType[str, Callable[[torch.Tensor], torch.Tensor]] = MappingProxyType(
+READERS: MappingProxyType[str, Callable[[torch.Tensor], Groups]] = MappingProxyType(
     {
         "Q4_0": _q4_0,
         "Q4_1": _q4_1,
@@ -174,14 +205,19 @@ DEQUANTIZERS: MappingProxyType[str, Callable[[torch.Tensor], torch.Tensor]] = Ma
 )
 
 
+def groups_of(weight_bytes: torch.Tensor, encoding: str) -> Groups:
+    """What blocks [N, bytes per row], uint8, say: of [N, blocks per row]."""
+    rows, row_bytes = weight_bytes.shape
+    size = block_parameters(encoding).block_size
+    return READERS[encoding](weight_bytes.view(rows, row_bytes // size, size))
+
+
 def dequantize_gguf_reference(
     weight_bytes: torch.Tensor, encoding: str, out_dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """As `dequantize_gguf`."""
     rows, row_bytes = weight_bytes.shape
-    size = block_parameters(encoding).block_size
-    blocks = weight_bytes.view(rows, row_bytes // size, size)
-    weights = DEQUANTIZERS[encoding](blocks)
+    weights = groups_of(weight_bytes, encoding).weights()
     return weights.reshape(rows, in_features(row_bytes, encoding)).to(out_dtype)
 
 

@@ -16,6 +16,9 @@ from quire.kernels.grouped_matmul_ragged.reference import (
 )
 from quire.kernels.linear.cpu import in_row_counts
 from quire.kernels.linear.tile_plan import BASE_ROWS, cancelling_inputs
+from quire.kernels.native import library
+from quire.kernels.native.mixture_ops import gate_native
+from quire.kernels.native.row_ops import is_native
 
 MIN_FEATURES = 16
 LADDER = (1, 2, 4, 8, 16, BASE_ROWS, 128)
@@ -60,6 +63,21 @@ def grouped_matmul_swiglu_ragged_cpu(
     multiply = tiled_multiply(weight, weight_scale)
     gate, up = gate_and_up(products(x, groups, multiply, bias, weight.shape[1]), interleaved)
     return gated(gate, up, alpha, limit, up_offset).to(x.dtype)
+
+
+def gated_cpu(
+    gate_up_M2F: torch.Tensor,
+    interleaved: bool,
+    alpha: float,
+    limit: float | None,
+    up_offset: float,
+) -> torch.Tensor:
+    """The gate of `grouped_matmul_swiglu_ragged` on rounded products, rounded once: [M, F]."""
+    native = library()
+    if native is not None and is_native(gate_up_M2F):
+        return gate_native(native, gate_up_M2F, interleaved, alpha, limit, up_offset)
+    gate, up = gate_and_up(gate_up_M2F.float(), interleaved)
+    return gated(gate, up, alpha, limit, up_offset).to(gate_up_M2F.dtype)
 
 
 def tiled_multiply(weight: torch.Tensor, weight_scale: torch.Tensor | None) -> Multiply:

@@ -2,29 +2,36 @@
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
 
 from quire.kernels.checks import check_tensor
-from quire.kernels.native import InstructionSet, Library
+from quire.kernels.native import InstructionSet, Library, library
 from quire.kernels.native.row_ops import BAD_BATCH, raise_for
 
 WEIGHTS = struct.Struct("@4Q7q")
 """The fields of LinearWeights (kernels/native/linear.h)."""
-TYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 3}
+INT8, INT4 = 3, 4
+TYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: INT8}
 CPU = torch.device("cpu")
+
+
+def native_for(device: torch.device, dtype: torch.dtype) -> Library | None:
+    """The compiled library, where it computes linear layers on `device` in `dtype`."""
+    is_served = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+    return library() if is_served else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredMatrix:
     """A matrix [N, K] as the library packs it: contiguous tensors on the CPU.
 
-    `weight` are its rows, or the first of them: those of `more_rows`, [n, K] each, follow, each of
-    which is needed no longer when the next is asked for. Their numbers are of the type `weight_type`. Those of whole numbers have scales, float32
+    `weight` are its rows, or of plain numbers the first of them: those of `more_rows`, [n, K] each,
+    follow. Their numbers are of the type `weight_type`. Those of whole numbers have scales, float32
     [groups, N], K / groups of neighbouring features each; `offsets`, of the same shape, are added to
-    what number times scale gives.
+    what number times scale gives. More than one group are of a multiple of 16 features.
     """
 
     weight: torch.Tensor
@@ -38,6 +45,14 @@ class StoredMatrix:
     @property
     def group_size(self) -> int:
         return self.in_features // (1 if self.scales is None else len(self.scales))
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether scales and offsets are packed with the numbers (`is_grouped` of linear.h)."""
+        is_int8_in_groups = self.weight_type == INT8 and (
+            self.group_size != self.in_features or self.offsets is not None
+        )
+        return self.weight_type == INT4 or is_int8_in_groups
 
 
 class CompiledLinear:
@@ -53,6 +68,8 @@ class CompiledLinear:
         native: the compiled library.
         activation_type: the code of the type that x is multiplied in; None: that of `dtype`.
         instruction_set: None: the best of this machine.
+
+    `weights` is the LinearWeights that the library takes; they live as long as this object.
 
     Raises:
         ValueError: a shape, dtype or device outside the above, or instructions not of this machine.
@@ -76,30 +93,40 @@ class CompiledLinear:
             bias_N = bias_N.contiguous()
             check_tensor("bias_N", bias_N, (self.out_features,), dtype, device=CPU)
         self._run = native.linear
-        tensors = bias_N, matrix.scales, matrix.offsets
         code = TYPE_CODES[dtype]
-        described = (
-            *(0 if tensor is None else tensor.data_ptr() for tensor in tensors),
+        sizes = (
             *(self.out_features, self.in_features, code, matrix.weight_type),
             *(code if activation_type is None else activation_type, matrix.group_size),
             native.linear_instruction_set if instruction_set is None else instruction_set,
         )
-        size = native.linear_bytes(WEIGHTS.pack(0, *described))
+
+        def described(*tensors: torch.Tensor | None) -> bytes:
+            return WEIGHTS.pack(*(0 if one is None else one.data_ptr() for one in tensors), *sizes)
+
+        size = native.linear_bytes(described(None, bias_N, matrix.scales, matrix.offsets))
         if size == 0:
             raise ValueError(
-                f"no compiled linear layer of [{self.out_features}, {self.in_features}], {described}"
+                f"no compiled linear layer of [{self.out_features}, {self.in_features}], {sizes}"
             )
         packed = torch.empty(size, dtype=torch.uint8)
-        self._weights = WEIGHTS.pack(packed.data_ptr(), *described)
-        self._kept = packed, *tensors
+        self._kept = packed, bias_N, matrix.scales, matrix.offsets
+        self.weights = described(*self._kept)
         self._pack(matrix, native)
+        if matrix.is_grouped:
+            offsets = None if matrix.offsets is None else packed
+            self._kept = packed, bias_N, packed, offsets
+            self.weights = described(*self._kept)
 
     def _pack(self, matrix: StoredMatrix, native: Library) -> None:
-        first, stored, width = 0, matrix.weight.dtype, matrix.weight.shape[1]
-        for part in chain((matrix.weight,), matrix.more_rows):
-            check_tensor("more_rows", part, ("n", width), stored, device=CPU)
+        weight = matrix.weight
+        if not matrix.more_rows:
+            native.linear_pack(self.weights, weight.data_ptr(), torch.get_num_threads())
+            return
+        first = 0
+        for part in chain((weight,), matrix.more_rows):
+            check_tensor("more_rows", part, ("n", weight.shape[1]), weight.dtype, device=CPU)
             rows, threads = part.contiguous(), torch.get_num_threads()
-            if native.linear_pack_rows(self._weights, rows.data_ptr(), first, len(rows), threads):
+            if native.linear_pack_rows(self.weights, rows.data_ptr(), first, len(rows), threads):
                 raise ValueError(f"expected {self.out_features} rows, got more")
             first += len(rows)
         if first != self.out_features:
@@ -117,7 +144,7 @@ class CompiledLinear:
         rows = x_TK.shape[0]
         y_TN = torch.empty((rows, self.out_features), dtype=self.dtype)
         threads = torch.get_num_threads()
-        status = self._run(self._weights, x_TK.data_ptr(), y_TN.data_ptr(), rows, threads)
+        status = self._run(self.weights, x_TK.data_ptr(), y_TN.data_ptr(), rows, threads)
         if status:
             raise_for(status)
         return y_TN
@@ -127,13 +154,13 @@ class NativeLinear(CompiledLinear):
     """A `CompiledLinear` of plain numbers, or of int8 with a scale per row.
 
     Args:
-        weight_NK: [N, K], bfloat16 or float32; with `scale_N` int8 from -127 to 127.
+        weight_NK: [N, K], bfloat16 or float32; with `scale_N` int8.
         bias_N, native, instruction_set: as of `CompiledLinear`.
+        scale_N: [N] float32, what the rows of int8 weights are multiplied by, else None.
+        dtype: that of the weights unless these are int8.
         more_rows: [n, K] each, of W after those of `weight_NK`; plain numbers only. Each is needed no
             longer when the next is asked for.
         out_features: N; None where `more_rows` is a sequence, of which it is counted.
-        scale_N: [N] float32, what the rows of int8 weights are multiplied by, else None.
-        dtype: that of the weights unless these are int8.
 
     Raises:
         ValueError: as of `CompiledLinear`.
@@ -152,10 +179,15 @@ class NativeLinear(CompiledLinear):
         out_features: int | None = None,
     ) -> None:
         dtype = weight_NK.dtype if dtype is None else dtype
+        matrix = matrix_of(weight_NK, scale_N, dtype)
+        if more_rows:
+            if out_features is None:
+                out_features = len(weight_NK) + sum(len(rows) for rows in more_rows)
+            matrix = replace(matrix, out_features=out_features, more_rows=more_rows)
         self._rows = native.linear_rows
         self._is_plain = scale_N is None
         super().__init__(
-            matrix_of(weight_NK, scale_N, dtype, more_rows, out_features),
+            matrix,
             bias_N,
             dtype=dtype,
             native=native,
@@ -176,7 +208,7 @@ class NativeLinear(CompiledLinear):
         count = numbers_T.shape[0]
         out_TK = torch.empty((count, self.in_features), dtype=self.dtype)
         status = self._rows(
-            self._weights, numbers_T.data_ptr(), count, out_TK.data_ptr(), torch.get_num_threads()
+            self.weights, numbers_T.data_ptr(), count, out_TK.data_ptr(), torch.get_num_threads()
         )
         if status == BAD_BATCH:
             raise IndexError(f"rows are 0 to {self.out_features - 1}, asked for {numbers_T}")
@@ -186,35 +218,34 @@ class NativeLinear(CompiledLinear):
 
 
 def matrix_of(
-    weight_NK: torch.Tensor,
-    scale_N: torch.Tensor | None,
-    dtype: torch.dtype,
-    more_rows: Iterable[torch.Tensor] = (),
-    out_features: int | None = None,
+    weight_NK: torch.Tensor, scale_N: torch.Tensor | None, dtype: torch.dtype
 ) -> StoredMatrix:
-    """Of `weight_NK` in `dtype`, or with `scale_N` [N] float32 int8 from -127 to 127; the others as
-    of `NativeLinear`.
+    """Of `weight_NK` in `dtype`, or with `scale_N` [N] float32 int8.
 
     Raises:
-        ValueError: a shape, dtype, device or number outside the above.
+        ValueError: a shape, dtype or device outside the above.
     """
-    weight_NK = weight_NK.contiguous()
-    stored = dtype if scale_N is None else torch.int8
-    check_tensor("weight_NK", weight_NK, ("N", "K"), stored, device=CPU)
-    in_features = weight_NK.shape[1]
-    if out_features is None:
-        out_features = len(weight_NK) + sum(len(rows) for rows in more_rows)
     if scale_N is not None:
-        scale_N = scale_N.contiguous()
-        check_tensor("scale_N", scale_N, (out_features,), torch.float32, device=CPU)
-        if weight_NK.numel() and weight_NK.amin() < -127:
-            raise ValueError("weight_NK must be from -127 to 127, got -128")
-        scale_N = scale_N.unsqueeze(0)
+        return int8_matrix(weight_NK, scale_N)
+    return _stored(weight_NK, dtype)
+
+
+def int8_matrix(weight_NK: torch.Tensor, scale_N: torch.Tensor) -> StoredMatrix:
+    """Of int8 with a scale per row.
+
+    Raises:
+        ValueError: a shape, dtype or device outside the above.
+    """
+    check_tensor("scale_N", scale_N, (len(weight_NK),), torch.float32, device=CPU)
+    return replace(_stored(weight_NK, torch.int8), scales=scale_N.contiguous().unsqueeze(0))
+
+
+def _stored(weight_NK: torch.Tensor, dtype: torch.dtype) -> StoredMatrix:
+    weight_NK = weight_NK.contiguous()
+    check_tensor("weight_NK", weight_NK, ("N", "K"), dtype, device=CPU)
     return StoredMatrix(
         weight=weight_NK,
-        weight_type=TYPE_CODES.get(stored, -1),
-        out_features=out_features,
-        in_features=in_features,
-        scales=scale_N,
-        more_rows=more_rows,
+        weight_type=TYPE_CODES.get(dtype, -1),
+        out_features=weight_NK.shape[0],
+        in_features=weight_NK.shape[1],
     )

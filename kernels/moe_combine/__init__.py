@@ -43,5 +43,5 @@ def moe_combine(
     if expert_out.is_cuda:
         from quire.kernels.moe_combine.kernel import moe_combine_triton as run
     else:
-        from quire.kernels.moe_combine.reference import moe_combine_reference as run
+        from quire.kernels.moe_combine.cpu import moe_combine_cpu as run
     return run(expert_out, restore_token_order, weights)

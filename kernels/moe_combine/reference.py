@@ -1,4 +1,4 @@
-"""The weighted sum over experts in plain torch: the definition of correct, and the CPU path."""
+"""The weighted sum over experts in plain torch: the definition of correct."""
 
 import torch
 

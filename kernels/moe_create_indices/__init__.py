@@ -36,5 +36,5 @@ def moe_create_indices(topk_ids: torch.Tensor, num_local_experts: int) -> Indice
     if topk_ids.is_cuda:
         from quire.kernels.moe_create_indices.kernel import moe_create_indices_triton as run
     else:
-        from quire.kernels.moe_create_indices.reference import moe_create_indices_reference as run
+        from quire.kernels.moe_create_indices.cpu import moe_create_indices_cpu as run
     return run(topk_ids, num_local_experts)

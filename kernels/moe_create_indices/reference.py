@@ -1,4 +1,4 @@
-"""Grouping pairs by expert in plain torch: the definition of correct, and the CPU path."""
+"""Grouping pairs by expert in plain torch: the definition of correct."""
 
 import torch
 

@@ -65,7 +65,7 @@ def moe_router_topk(
     if logits_TE.is_cuda:
         from quire.kernels.moe_router.kernel import moe_router_topk_triton as run
     else:
-        from quire.kernels.moe_router.reference import moe_router_topk_reference as run
+        from quire.kernels.moe_router.cpu import moe_router_topk_cpu as run
     return run(
         logits_TE,
         top_k,

@@ -1,4 +1,4 @@
-"""The choice of experts in plain torch: the definition of correct, and the CPU path."""
+"""The choice of experts in plain torch: the definition of correct."""
 
 import torch
 

@@ -14,21 +14,22 @@ from pathlib import Path
 from typing import Any, cast
 
 FOLDER = Path(__file__).parent
-INTERFACE = 3
+INTERFACE = 6
 """As in library.h: a library of another one was built before this Python code."""
 
 
 class InstructionSet(IntEnum):
     """The variants of each kernel; a processor has all those below its best.
 
-    Only the linear layer has a variant for AMX.
+    Only the linear layer has variants for VNNI and AMX.
     """
 
     GENERIC = 0
     AVX2 = 1
     AVX512 = 2
-    AVX512_BF16 = 3
-    AMX_BF16 = 4
+    AVX512_VNNI = 3
+    AVX512_BF16 = 4
+    AMX_BF16 = 5
 
 
 class Library:
@@ -63,6 +64,7 @@ class Library:
         self.linear_rows.argtypes = [ctypes.c_char_p, pointer, number, pointer, number]
         self.linear = functions.quire_linear
         self.linear.argtypes = [ctypes.c_char_p, pointer, pointer, number, number]
+        self.grouped_linear = _taking_a_call(functions.quire_grouped_linear)
         self.read = functions.quire_read
         self.read.argtypes = [number, number, number, pointer, number]
         self.read.restype = number
@@ -73,8 +75,16 @@ class Library:
         self.activation = _taking_a_call(functions.quire_activation)
         self.embedding = _taking_a_call(functions.quire_embedding)
         self.bitmask = _taking_a_call(functions.quire_bitmask)
+        self.router = _taking_a_call(functions.quire_router)
+        self.indices = _taking_a_call(functions.quire_indices)
+        self.gate = _taking_a_call(functions.quire_gate)
+        self.combine = _taking_a_call(functions.quire_combine)
         self.sampling = _taking_a_call(functions.quire_sampling)
+        self.widen = _taking_a_call(functions.quire_widen)
+        self.invalid_rows = _taking_a_call(functions.quire_invalid_rows)
         self.penalties = _taking_a_call(functions.quire_penalties)
+        self.program = functions.quire_program
+        self.program.argtypes = [ctypes.c_char_p, number, *[ctypes.c_char_p] * 3]
 
 
 def _taking_a_call(function: Any) -> Callable[[bytes], int]:

@@ -13,8 +13,8 @@ const Variant* variant_of(int64_t instruction_set) {
     if (!has_instructions(instruction_set)) return nullptr;
 #ifdef QUIRE_X86_VARIANTS
     if (instruction_set == AVX2) return &AVX2_VARIANT;
-    if (instruction_set == AVX512) return &AVX512_VARIANT;
     if (instruction_set == AVX512_BF16) return &AVX512_BF16_VARIANT;
+    if (instruction_set >= AVX512) return &AVX512_VARIANT;
 #endif
     return &GENERIC_VARIANT;
 }
@@ -86,7 +86,7 @@ class Work {
         int64_t first_row = (tiles - 1 - (number - first) % tiles) * TILE_ROWS;
         int64_t left = rows - first_row;
         return {context, (number - first) / tiles, first_row,
-                int(left < TILE_ROWS ? left : TILE_ROWS), -1, partial, num_splits_};
+                int(left < TILE_ROWS ? left : TILE_ROWS), -1, partial, num_splits_, nullptr};
     }
 
     // Whether the tile sees a key of the split.
@@ -118,16 +118,22 @@ void run_tiles(const AttentionCall& call, const Variant& variant, const Work& wo
     int64_t context = 0, first = 0;
     int64_t splits = is_merge || !work.is_split() ? 1 : work.num_splits();
     int64_t size = work.num_tiles() * splits;
-    for (int64_t number = next++; number < size; number = next++) {
+    auto tile_of = [&](int64_t number) {
         Tile tile = work.tile(number / splits, context, first, partial);
-        if (is_merge) {
+        if (!is_merge && work.is_split()) tile.split = number % splits;
+        return tile;
+    };
+    int64_t number = next++;
+    if (number >= size) return;
+    // A thread knows its next tile before it computes one.
+    for (Tile tile = tile_of(number), following; number < size; tile = following) {
+        number = next++;
+        if (number < size) following = tile_of(number);
+        tile.next = number < size ? &following : nullptr;
+        if (is_merge)
             variant.merge(call, tile);
-        } else if (!work.is_split()) {
+        else if (tile.split < 0 || work.has_split(tile, tile.split))
             variant.attend(call, tile);
-        } else if (work.has_split(tile, number % splits)) {
-            tile.split = number % splits;
-            variant.attend(call, tile);
-        }
     }
 }
 

@@ -35,6 +35,7 @@ struct Tile {
     int64_t split;       // the split to store as a partial state; -1: all of them, to the end
     float* partial;      // states [tokens * heads, splits, padded head_dim + 2], or null
     int64_t num_splits;  // of `partial`
+    const Tile* next;    // the thread's next one, whose first rows are fetched ahead, or null
 };
 
 struct Variant {

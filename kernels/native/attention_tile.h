@@ -207,8 +207,13 @@ struct Attention {
     }
 
     const Cache* group_at(const void* cache, int64_t position) const {
-        int64_t page = pages[position >> page_shift];
-        int64_t row = (page * call.kv_heads + tile.kv_head) << page_shift;
+        return group_at(cache, pages, tile.kv_head, position);
+    }
+
+    const Cache* group_at(const void* cache, const int32_t* table, int64_t kv_head,
+                          int64_t position) const {
+        int64_t page = table[position >> page_shift];
+        int64_t row = (page * call.kv_heads + kv_head) << page_shift;
         row += position & (call.page_size - 1);
         return static_cast<const Cache*>(cache) + row * dim;
     }
@@ -232,13 +237,30 @@ struct Attention {
         int count, bytes, group, offset;  // groups and bytes in each; what to fetch next
     };
 
+    // Of the block at `start`, or of the next tile's first one where this tile has none there.
     Ahead rows_ahead(int64_t start) const {
+        if (start >= scratch.high[tile.rows - 1] && tile.next != nullptr)
+            return first_rows(*tile.next);
+        return rows_of(tile, start, scratch.low[0], kv_length);
+    }
+
+    Ahead first_rows(const Tile& of) const {
+        int64_t cached = call.cache_lengths[of.context];
+        int64_t tokens = call.offsets[of.context + 1] - call.offsets[of.context];
+        int64_t low = cached + of.first_row / group + 1 - call.window;
+        low = call.window > 0 ? larger(low, int64_t(0)) : 0;
+        int64_t start = larger(of.split * SPLIT_KEYS, low / BLOCK_KEYS * BLOCK_KEYS);
+        return rows_of(of, start, low, cached + tokens);
+    }
+
+    Ahead rows_of(const Tile& of, int64_t start, int64_t low, int64_t end) const {
         Ahead ahead = {{}, 0, int(sizeof(Cache)) * GROUP_KEYS * dim, 0, 0};
+        const int32_t* table = call.lookup_table + of.context * call.lookup_stride;
         for (const void* cache : {call.k_cache, call.v_cache})
             for (int64_t position = start; position < start + BLOCK_KEYS; position += GROUP_KEYS)
-                if (position < kv_length && position + GROUP_KEYS > scratch.low[0])
-                    ahead.groups[ahead.count++] =
-                        reinterpret_cast<const char*>(group_at(cache, position));
+                if (position < end && position + GROUP_KEYS > low)
+                    ahead.groups[ahead.count++] = reinterpret_cast<const char*>(
+                        group_at(cache, table, of.kv_head, position));
         return ahead;
     }
 

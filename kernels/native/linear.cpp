@@ -1,16 +1,12 @@
-// Lays out the weights of a linear layer; cuts a call into tiles, and gives them to threads.
-#include "linear.h"
-
-#include <atomic>
-#include <cstdlib>
+// Lays out the weights of a linear layer, and finds out which instructions compute it.
 #include <cstring>
-#include <thread>
 #ifdef __linux__
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
 #endif
 
+#include "linear_call.h"
 #include "linear_pack.h"
 #include "threads.h"
 
@@ -28,14 +24,9 @@ int quire_linear(const quire::LinearWeights*, const void* x, void* y, int64_t ro
 }
 
 namespace quire {
-namespace {
-
-constexpr int64_t TILE_BYTES = 1 << 16;         // weights of a tile, at least
-constexpr int64_t SMALL_PRODUCTS = 1 << 16;     // below it a thread would take longer to wake
-constexpr int SPINS = 10000;                    // before a thread gives up its processor
-constexpr uintptr_t HUGE_PAGE_BYTES = 1 << 21;
 
 const LinearVariant* variant_of(const LinearWeights& weights) {
+    if (is_grouped(weights)) return groups_variant_of(weights.instruction_set);
     int64_t instruction_set = weights.instruction_set;
 #ifdef QUIRE_AMX_VARIANT
     static const bool may_use_amx = has_tiles();
@@ -48,6 +39,7 @@ const LinearVariant* variant_of(const LinearWeights& weights) {
 #ifdef QUIRE_X86_VARIANTS
     if (instruction_set == AVX2) return &AVX2_LINEAR;
     if (instruction_set == AVX512) return &AVX512_LINEAR;
+    if (instruction_set == AVX512_VNNI) return &AVX512_VNNI_LINEAR;
     if (instruction_set == AVX512_BF16) return &AVX512_BF16_LINEAR;
 #endif
     return &GENERIC_LINEAR;
@@ -55,12 +47,21 @@ const LinearVariant* variant_of(const LinearWeights& weights) {
 
 bool is_sound(const LinearWeights& weights) {
     bool has_type = weights.type == FLOAT32 || weights.type == BFLOAT16;
-    bool has_weights = weights.weight_type == weights.type || weights.weight_type == INT8;
-    bool is_plain = weights.activation_type == weights.type && weights.offsets == nullptr &&
-                    weights.group_size == weights.in_features;
-    return has_type && has_weights && is_plain && weights.out_features > 0 &&
-           weights.in_features > 0;
+    bool has_weights = weights.weight_type == weights.type || weights.weight_type == INT8 ||
+                       weights.weight_type == INT4;
+    bool has_sizes = weights.out_features > 0 && weights.in_features > 0;
+    bool has_activations = weights.activation_type == weights.type;
+    if (is_grouped(weights))
+        return has_type && has_weights && has_sizes && has_activations && has_groups(weights);
+    if (weights.activation_type == INT8)
+        has_activations = weights.weight_type == INT8 && weights.in_features <= MAX_INT8_FEATURES;
+    bool is_plain = weights.offsets == nullptr && weights.group_size == weights.in_features;
+    return has_type && has_weights && has_sizes && has_activations && is_plain;
 }
+
+namespace {
+
+constexpr uintptr_t HUGE_PAGE_BYTES = 1 << 21;
 
 // A few entries of the processor's page table instead of thousands.
 void use_huge_pages(void* start, int64_t bytes) {
@@ -72,88 +73,29 @@ void use_huge_pages(void* start, int64_t bytes) {
 #endif
 }
 
-// The tiles of a call: panels by rows, in the order in which threads take them.
-struct Work {
-    Work(const LinearWeights& weights, const LinearLayout& layout, int64_t rows, int64_t threads)
-        : rows(rows), panels(layout.panels(weights.out_features)),
-          panel_bytes(layout.panel_bytes(weights.in_features)) {
-        int64_t blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
-        together = (TILE_BYTES + panel_bytes - 1) / panel_bytes;
-        int64_t most = panels * blocks / (4 * threads);
-        if (together > most) together = most > 1 ? most : 1;
-        runs = (panels + together - 1) / together;
-        size = runs * blocks;
-    }
-
-    int64_t first_panel(int64_t number) const { return number % runs * together; }
-
-    LinearTile tile(int64_t number) const {
-        int64_t row = number / runs * BLOCK_ROWS, panel = first_panel(number);
-        return {nullptr, nullptr, row, rows - row < BLOCK_ROWS ? rows - row : BLOCK_ROWS, panel,
-                panels - panel < together ? panels - panel : together, nullptr};
-    }
-
-    int64_t rows, panels, panel_bytes, together, runs, size;
-};
-
-struct Call {
-    const LinearWeights& weights;
-    const LinearVariant& variant;
-    const LinearLayout layout;
-    const Work work;
-    const void* x;
-    void* y;
-    uint32_t* packed_x;
-    std::atomic<int64_t> next_group{0}, groups_packed{0}, next_tile{0};
-
-    // All rows of x, by the threads that are here by then: one that wakes late holds up none.
-    void pack_rows() {
-        const int64_t row_words = layout.row_words(weights.in_features);
-        const int64_t in_block = row_groups(BLOCK_ROWS, layout.max_rows);
-        const int64_t last = work.rows / BLOCK_ROWS * BLOCK_ROWS;
-        const int64_t groups = last / BLOCK_ROWS * in_block +
-                               row_groups(work.rows - last, layout.max_rows);
-        for (int64_t group = next_group++; group < groups; group = next_group++) {
-            int64_t block = group / in_block * BLOCK_ROWS;
-            RowGroups rows(block < last ? BLOCK_ROWS : work.rows - last, layout.max_rows);
-            int64_t first = block + rows.first(group % in_block);
-            int count = rows.count(group % in_block);
-            variant.pack_rows(weights, x, first, count, packed_x + first * row_words);
-            groups_packed++;
-        }
-        for (int spins = 0; groups_packed < groups; spins++)
-            if (spins > SPINS) std::this_thread::yield();
-    }
-
-    void run_tiles() {
-        const char* packed = static_cast<const char*>(weights.packed);
-        // A thread knows its next tile before it computes one, to fetch the weights ahead.
-        for (int64_t number = next_tile++, next; number < work.size; number = next) {
-            next = next_tile++;
-            LinearTile tile = work.tile(number);
-            tile.x = packed_x + tile.first_row * layout.row_words(weights.in_features);
-            tile.y = y;
-            int64_t ahead = work.first_panel(next < work.size ? next : number);
-            tile.next = packed + ahead * work.panel_bytes;
-            variant.run(weights, tile);
-        }
-    }
-};
-
 // Small whole numbers, whose products and sums every variant computes without rounding.
 struct Sample {
     static constexpr int ROWS = 37, WIDTH = 70, DEPTH = 133;
-    uint16_t x[ROWS * DEPTH], y[ROWS * WIDTH];
+    uint16_t x[ROWS * DEPTH], y[2][ROWS * WIDTH];
     uint32_t packed[(WIDTH + MAX_COLUMNS) * (DEPTH + MAX_STEP)];
 
     bool run(int64_t instruction_set) {
-        uint16_t from[WIDTH * DEPTH];
+        static uint16_t from[WIDTH * DEPTH];
+        static int8_t small[WIDTH * DEPTH];
+        static float scales[WIDTH];
         for (int i = 0; i < ROWS * DEPTH; i++) x[i] = whole(i * 7 % 17);
-        for (int i = 0; i < WIDTH * DEPTH; i++) from[i] = whole(i * 5 % 13);
-        LinearWeights weights{packed,   nullptr,  nullptr, nullptr,  WIDTH, DEPTH,
-                              BFLOAT16, BFLOAT16, BFLOAT16, DEPTH, instruction_set};
+        for (int i = 0; i < WIDTH * DEPTH; i++) from[i] = whole(small[i] = i * 5 % 13);
+        for (float& scale : scales) scale = 1;
+        LinearWeights weights{packed,   nullptr,  scales,   nullptr, WIDTH, DEPTH,
+                              BFLOAT16, BFLOAT16, BFLOAT16, DEPTH,   instruction_set};
+        if (!run(weights, from, y[0])) return false;
+        weights.weight_type = weights.activation_type = INT8;
+        return run(weights, small, y[1]);
+    }
+
+    bool run(const LinearWeights& weights, const void* from, uint16_t* to) {
         return quire_linear_bytes(&weights) > 0 && quire_linear_pack(&weights, from, 1) == OK &&
-               quire_linear(&weights, x, y, ROWS, 1) == OK;
+               quire_linear(&weights, x, to, ROWS, 1) == OK;
     }
 
     static uint16_t whole(int number) {
@@ -205,13 +147,12 @@ EXPORT int quire_linear_pack_rows(const LinearWeights* weights, const void* from
                                   int64_t rows, int64_t threads) {
     const LinearVariant* variant = variant_of(*weights);
     const bool is_inside = first >= 0 && rows > 0 && first + rows <= weights->out_features;
-    if (variant == nullptr || !is_sound(*weights) || !is_inside) return BAD_CALL;
+    if (variant == nullptr || !is_sound(*weights) || is_grouped(*weights) || !is_inside)
+        return BAD_CALL;
     const LinearLayout layout = variant->layout(*weights);
     const int64_t begin = first / layout.columns, end = layout.panels(first + rows);
     const StoredRows stored{from, first, rows};
-    if (first == 0)
-        use_huge_pages(weights->packed, layout.panels(weights->out_features) *
-                                            layout.panel_bytes(weights->in_features));
+    if (first == 0) use_huge_pages(weights->packed, quire_linear_bytes(weights));
     const Places places(layout);
     run_pieces(threads, end - begin, [&](int64_t number) {
         Panel(*weights, layout, places, stored, begin + number).pack();
@@ -220,13 +161,23 @@ EXPORT int quire_linear_pack_rows(const LinearWeights* weights, const void* from
 }
 
 EXPORT int quire_linear_pack(const LinearWeights* weights, const void* from, int64_t threads) {
-    return quire_linear_pack_rows(weights, from, 0, weights->out_features, threads);
+    if (!is_grouped(*weights))
+        return quire_linear_pack_rows(weights, from, 0, weights->out_features, threads);
+    const LinearVariant* variant = variant_of(*weights);
+    if (variant == nullptr || !is_sound(*weights)) return BAD_CALL;
+    LinearLayout layout = variant->layout(*weights);
+    use_huge_pages(weights->packed, quire_linear_bytes(weights));
+    run_pieces(threads, layout.panels(weights->out_features), [&](int64_t panel) {
+        pack_groups(*weights, layout, static_cast<const uint32_t*>(from), panel);
+    });
+    return OK;
 }
 
 EXPORT int quire_linear_rows(const LinearWeights* weights, const int32_t* numbers, int64_t count,
                              void* to, int64_t threads) {
     const LinearVariant* variant = variant_of(*weights);
-    if (variant == nullptr || !is_sound(*weights)) return BAD_CALL;
+    if (variant == nullptr || !is_sound(*weights) || weights->weight_type != weights->type)
+        return BAD_CALL;
     for (int64_t i = 0; i < count; i++)
         if (numbers[i] < 0 || numbers[i] >= weights->out_features) return BAD_BATCH;
     const LinearLayout layout = variant->layout(*weights);
@@ -237,10 +188,8 @@ EXPORT int quire_linear_rows(const LinearWeights* weights, const int32_t* number
         char* row = static_cast<char*>(to) + i * bytes;
         if (places.run * layout.element_size == 4)
             read_row<uint32_t>(*weights, layout, places, numbers[i], row);
-        else if (places.run * layout.element_size == 2)
-            read_row<uint16_t>(*weights, layout, places, numbers[i], row);
         else
-            read_row<uint8_t>(*weights, layout, places, numbers[i], row);
+            read_row<uint16_t>(*weights, layout, places, numbers[i], row);
     });
     return OK;
 }
@@ -251,17 +200,8 @@ EXPORT int quire_linear(const LinearWeights* given, const void* x, void* y, int6
     const LinearVariant* variant = variant_of(weights);
     if (variant == nullptr || !is_sound(weights) || rows < 0 || threads < 1) return BAD_CALL;
     if (rows == 0) return OK;
-    LinearLayout layout = variant->layout(weights);
-    size_t words = size_t(rows) * layout.row_words(weights.in_features);
-    uint32_t* packed_x = static_cast<uint32_t*>(std::malloc(words * sizeof(uint32_t)));
-    if (packed_x == nullptr) return NO_MEMORY;
-    if (rows * weights.out_features * weights.in_features < SMALL_PRODUCTS) threads = 1;
-    Call call{weights, *variant, layout, Work(weights, layout, rows, threads), x, y, packed_x};
-    if (threads > call.work.size) threads = call.work.size;
-    run_together(threads, [&call] {
-        call.pack_rows();
-        call.run_tiles();
-    });
-    std::free(packed_x);
-    return OK;
+    Part parts[2] = {{given, static_cast<const char*>(x), nullptr, y, rows}, {}};
+    Call call{*variant, variant->layout(weights), parts, 1, weights.in_features,
+              weights.in_features * width_of(weights.type), weights.out_features, 1};
+    return call.run(threads);
 }

@@ -28,8 +28,21 @@ INLINE Floats widened(const int8_t* from) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
 }
 
+INLINE Ints widened_pairs(const int8_t* from) {
+    __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return bits_as<Ints>(_mm256_cvtepi8_epi16(bytes));
+}
+
+INLINE Ints multiply_pairs(Ints a, Ints b) {
+    return bits_as<Ints>(_mm256_madd_epi16(bits_as<__m256i>(a), bits_as<__m256i>(b)));
+}
+
 struct Float32Products;
 using Bf16Products = Float32Products;
+
+#include "linear_int8.h"
+
+#include "int8_pairs.h"
 
 #include "linear_tile.h"
 

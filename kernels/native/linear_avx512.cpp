@@ -19,8 +19,21 @@ inline __attribute__((always_inline)) __m512 fma(__m512 a, __m512 b, __m512 c) {
 
 #include "widen_avx512.h"
 
+INLINE Ints widened_pairs(const int8_t* from) {
+    __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return bits_as<Ints>(_mm512_cvtepi8_epi16(bytes));
+}
+
+INLINE Ints multiply_pairs(Ints a, Ints b) {
+    return bits_as<Ints>(_mm512_madd_epi16(bits_as<__m512i>(a), bits_as<__m512i>(b)));
+}
+
 struct Float32Products;
 using Bf16Products = Float32Products;
+
+#include "linear_int8.h"
+
+#include "int8_pairs.h"
 
 #include "linear_tile.h"
 

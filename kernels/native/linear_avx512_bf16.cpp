@@ -3,7 +3,7 @@
 
 #ifdef QUIRE_X86_VARIANTS
 #include <immintrin.h>
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16")
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bf16")
 
 namespace quire {
 namespace {
@@ -23,7 +23,8 @@ inline __attribute__((always_inline)) __m512 fma(__m512 a, __m512 b, __m512 c) {
 
 // Dot products of pairs of bfloat16, summed in float32.
 struct Bf16Products {
-    static constexpr int STEP = 2;
+    typedef Floats Sums;
+    static constexpr int STEP = 2, SIDES = 0, FLIPPED = 0;
     INLINE Floats multiply_add(Ints a, Ints b, Floats sum) {
         return _mm512_dpbf16_ps(sum, bits_as<__m512bh>(a), bits_as<__m512bh>(b));
     }
@@ -37,6 +38,10 @@ struct Bf16Products {
         return row[2 * step].bits;
     }
 };
+
+#include "linear_int8.h"
+
+#include "int8_quads_avx512.h"
 
 #include "linear_tile.h"
 

@@ -14,8 +14,8 @@ static void finish(const LinearWeights& weights, const LinearTile& tile, int64_t
         convert_row(bias, static_cast<const T*>(weights.bias) + column, count);
     if (weights.weight_type == INT8)
         __builtin_memcpy(scale, weights.scales + column, count * sizeof(float));
-    T* y = static_cast<T*>(tile.y) + tile.first_row * width + column;
-    for (int64_t row = 0; row < tile.rows; row++, sums += COLUMNS, y += width) {
+    T* y = static_cast<T*>(tile.y) + tile.first_row * tile.y_stride + column;
+    for (int64_t row = 0; row < tile.rows; row++, sums += COLUMNS, y += tile.y_stride) {
         if (weights.weight_type == INT8)
             for (int i = 0; i < COLUMNS; i++) sums[i] *= scale[i];
         if (weights.bias != nullptr)

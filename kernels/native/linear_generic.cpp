@@ -26,8 +26,26 @@ INLINE Floats widened(const Stored* from) {
     return result;
 }
 
+typedef int16_t Shorts __attribute__((vector_size(LANES * 4)));
+
+INLINE Ints widened_pairs(const int8_t* from) {
+    Shorts result;
+    for (int i = 0; i < 2 * LANES; i++) result[i] = from[i];
+    return bits_as<Ints>(result);
+}
+
+// A product of two int8 fits an int16.
+INLINE Ints multiply_pairs(Ints a, Ints b) {
+    Ints products = bits_as<Ints>(bits_as<Shorts>(a) * bits_as<Shorts>(b));
+    return (products << 16 >> 16) + (products >> 16);
+}
+
 struct Float32Products;
 using Bf16Products = Float32Products;
+
+#include "linear_int8.h"
+
+#include "int8_pairs.h"
 
 #include "linear_tile.h"
 

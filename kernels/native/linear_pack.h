@@ -58,8 +58,9 @@ struct Block {
 #endif
     }
 
-    // SIZE words of each of SIZE rows, `stride` bytes apart, to SIZE columns.
-    static void transpose(const char* from, int64_t stride, char* to, int64_t to_stride) {
+    // SIZE words of each of SIZE rows, `stride` bytes apart, to SIZE columns; `flips` are turned over.
+    static void transpose(const char* from, int64_t stride, char* to, int64_t to_stride,
+                          Word flips) {
         constexpr std::make_integer_sequence<int, SIZE> all;
         Vector a[SIZE], b[SIZE];
         for (int i = 0; i < SIZE; i++) std::memcpy(&a[i], from + i * stride, sizeof(Vector));
@@ -70,7 +71,10 @@ struct Block {
             }
             for (int i = 0; i < SIZE; i++) a[i] = b[i];
         }
-        for (int i = 0; i < SIZE; i++) std::memcpy(to + i * to_stride, &a[i], sizeof(Vector));
+        for (int i = 0; i < SIZE; i++) {
+            a[i] ^= flips;
+            std::memcpy(to + i * to_stride, &a[i], sizeof(Vector));
+        }
     }
 };
 
@@ -106,6 +110,19 @@ struct Panel {
     }
 
     template <class Word>
+    Word flips() const {
+        return Word(Word(~Word(0)) / 0xff * layout.flipped);
+    }
+
+    template <class Word>
+    void copy_flipped(const char* from, char* place) const {
+        Word word;
+        std::memcpy(&word, from, sizeof(Word));
+        word ^= flips<Word>();
+        std::memcpy(place, &word, sizeof(Word));
+    }
+
+    template <class Word>
     void pack_words() const {
         const int64_t words = weights.in_features / layout.step * layout.step / places.run;
         const int64_t most = STRETCH_BYTES / sizeof(Word);
@@ -138,7 +155,7 @@ struct Panel {
         const int64_t width = layout.columns * sizeof(Word);
         Block<Word>::transpose(row(column) + word * sizeof(Word),
                                weights.in_features * layout.element_size,
-                               to + word * width + column * sizeof(Word), width);
+                               to + word * width + column * sizeof(Word), width, flips<Word>());
     }
 
     // Processors follow few rows by themselves.
@@ -158,7 +175,7 @@ struct Panel {
             const char* from = row(column) + (first_step * in_step + i) * sizeof(Word);
             char* at = to + first_step * step_bytes + place * layout.element_size;
             for (int64_t word = first_step * in_step + i; word < end; word += in_step) {
-                std::memcpy(at, from, sizeof(Word));
+                copy_flipped<Word>(from, at);
                 from += in_step * sizeof(Word);
                 at += step_bytes;
             }
@@ -177,7 +194,8 @@ struct Panel {
                 const int place = places.of[column * layout.step + k % layout.step];
                 char* element = to + (k / layout.step * layout.step * layout.columns + place) * size;
                 if (is_inside && k < width)
-                    std::memcpy(element, row(column) + k * size, size);
+                    for (int i = 0; i < size; i++)
+                        copy_flipped<uint8_t>(row(column) + k * size + i, element + i);
                 else
                     std::memset(element, 0, size);
             }

@@ -1,13 +1,16 @@
 // A tile of y = x W^T + b: panels of weights times the rows of a block.
 //
 // Included once per variant, after vectors.h, `widened`, sizes and the variant's Bf16Products
-// (products of bfloat16 activations).
+// (products of bfloat16 activations) and Int8Products.
 
 #include "linear_finish.h"
 
+static_assert(MAX_ROWS <= MAX_GROUP_ROWS, "the most of all variants");
+
 // Products of float32; also of bfloat16 where a processor has no instruction for these.
 struct Float32Products {
-    static constexpr int STEP = 1;
+    typedef Floats Sums;
+    static constexpr int STEP = 1, SIDES = 0, FLIPPED = 0;
     INLINE Floats multiply_add(Ints a, Ints b, Floats sum) {
         return fma(bits_as<Floats>(a), bits_as<Floats>(b), sum);
     }
@@ -51,10 +54,11 @@ INLINE void read_step(const Stored* from, Ints* to) {
 template <class Products, class Stored, int R>
 static __attribute__((noinline)) void multiply(const uint32_t* x, const Stored* weights,
                                                float* sums, int steps, Ahead ahead) {
-    Floats sum[R][VECTORS];
+    typedef typename Products::Sums Sums;
+    Sums sum[R][VECTORS];
     for (int r = 0; r < R; r++)
         for (int v = 0; v < VECTORS; v++)
-            sum[r][v] = load<Floats>(sums + r * COLUMNS + v * LANES);
+            sum[r][v] = load<Sums>(sums + r * COLUMNS + v * LANES);
     const int second = ahead.stride > 64 ? 64 : 0;
     for (int step = 0; step < steps; step++) {
         if constexpr (IS_SLOWER_THAN_MEMORY<R>) {
@@ -96,16 +100,23 @@ struct Linear {
 
     static LinearLayout layout() {
         return {COLUMNS, MAX_ROWS, Products::STEP, int(sizeof(Stored)), 1,
-                Products::template place<Stored>};
+                Products::template place<Stored>, Products::SIDES,
+                Products::FLIPPED};
     }
 
-    static void pack_rows(const LinearWeights& weights, const void* x, int64_t first, int rows,
+    static void pack_rows(const LinearWeights& weights, const void* const* rows, int count,
                           uint32_t* to) {
         const int64_t width = weights.in_features, steps = layout().steps(width);
-        const T* from = static_cast<const T*>(x) + first * width;
-        for (int64_t step = 0; step < steps; step++)
-            for (int r = 0; r < rows; r++)
-                *to++ = Products::pack(from + r * width, step, width);
+        if constexpr (Products::SIDES > 0)
+            quantize_rows<T>(weights, layout(), rows, count, to + steps * count, Products::SIDES,
+                             [&](int r, int64_t start, const int8_t* numbers, int packed) {
+                                 for (int step = 0; step < packed; step++)
+                                     to[(start + step) * count + r] = Products::word(numbers, step);
+                             });
+        else
+            for (int64_t step = 0; step < steps; step++)
+                for (int r = 0; r < count; r++)
+                    *to++ = Products::pack(static_cast<const T*>(rows[r]), step, width);
     }
 
     static void run(const LinearWeights& weights, const LinearTile& tile) {
@@ -121,6 +132,15 @@ struct Linear {
                 const bool is_end = start + count == steps && panel + 1 == tile.panels;
                 read_chunk(tile, from, sums, {start, count, steps, is_end ? tile.next : after});
                 from = after;
+            }
+            if constexpr (Products::SIDES > 0) {
+                const RowGroups groups(tile.rows, MAX_ROWS);
+                for (int64_t group = 0; group < groups.groups; group++) {
+                    const int64_t first = groups.first(group);
+                    const int rows = groups.count(group);
+                    const uint32_t* x = tile.x + first * (steps + Products::SIDES);
+                    scale_sums(x + rows * steps, Products::SIDES, rows, sums + first * COLUMNS);
+                }
             }
             finish<T>(weights, tile, (tile.first_panel + panel) * COLUMNS, sums);
         }
@@ -159,7 +179,8 @@ struct Linear {
         for (int64_t group = 0; group < groups.groups; group++) {
             const int64_t first = groups.first(group);
             const int rows = groups.count(group);
-            const uint32_t* x = tile.x + first * chunk.steps + chunk.start * rows;
+            const uint32_t* x =
+                tile.x + first * (chunk.steps + Products::SIDES) + chunk.start * rows;
             multiply_any<Products>(rows, x, weights, sums + first * COLUMNS, chunk.count, ahead);
             ahead.from += int64_t(chunk.count) * ahead.stride;
         }
@@ -169,6 +190,9 @@ struct Linear {
 // Calls `use` with the Linear of the weights' types.
 template <class Use>
 INLINE auto with_types(const LinearWeights& weights, Use use) {
+    if (weights.activation_type == INT8)
+        return weights.type == BFLOAT16 ? use(Linear<Int8Products, Bf16, int8_t>())
+                                        : use(Linear<Int8Products, float, int8_t>());
     if (weights.type == BFLOAT16)
         return weights.weight_type == INT8 ? use(Linear<Bf16Products, Bf16, int8_t>())
                                            : use(Linear<Bf16Products, Bf16, Bf16>());
@@ -180,9 +204,9 @@ static LinearLayout layout(const LinearWeights& weights) {
     return with_types(weights, [](auto linear) { return linear.layout(); });
 }
 
-static void pack_rows(const LinearWeights& weights, const void* x, int64_t first, int rows,
+static void pack_rows(const LinearWeights& weights, const void* const* rows, int count,
                       uint32_t* to) {
-    with_types(weights, [&](auto linear) { linear.pack_rows(weights, x, first, rows, to); });
+    with_types(weights, [&](auto linear) { linear.pack_rows(weights, rows, count, to); });
 }
 
 static void run(const LinearWeights& weights, const LinearTile& tile) {

@@ -46,30 +46,48 @@ def norm_native(
     instruction_set: InstructionSet | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `rms_norm` or `layer_norm`, by `kind`, of float32 or bfloat16."""
-    rows, columns = x_TC.shape
     out_TC = torch.empty_like(x_TC)
     sum_TC = x_TC if residual_TC is None else torch.empty_like(x_TC)
-    status = native.norm(
-        NORM.pack(
-            x_TC.data_ptr(),
-            0 if residual_TC is None else residual_TC.data_ptr(),
-            weight_C.data_ptr(),
-            0 if bias_C is None else bias_C.data_ptr(),
-            out_TC.data_ptr(),
-            sum_TC.data_ptr(),
-            rows,
-            columns,
-            TYPE_CODES[x_TC.dtype],
-            kind,
-            torch.get_num_threads(),
-            native.instruction_set if instruction_set is None else instruction_set,
-            epsilon,
-            weight_offset,
-        )
+    call = norm_call(
+        kind,
+        weight_C,
+        bias_C,
+        epsilon,
+        weight_offset,
+        native.instruction_set if instruction_set is None else instruction_set,
+        x=x_TC.data_ptr(),
+        residual=0 if residual_TC is None else residual_TC.data_ptr(),
+        out=out_TC.data_ptr(),
+        sum=sum_TC.data_ptr(),
+        rows=x_TC.shape[0],
+        threads=torch.get_num_threads(),
     )
-    if status:
+    if status := native.norm(call):
         raise_for(status)
     return out_TC, sum_TC
+
+
+def norm_call(
+    kind: int,
+    weight_C: torch.Tensor,
+    bias_C: torch.Tensor | None,
+    epsilon: float,
+    weight_offset: float,
+    instruction_set: InstructionSet,
+    *,
+    x: int = 0,
+    residual: int = 0,
+    out: int = 0,
+    sum: int = 0,
+    rows: int = 0,
+    threads: int = 0,
+) -> bytes:
+    """A NormCall. What is named by keyword differs from step to step: addresses and numbers."""
+    return NORM.pack(
+        *(x, residual, weight_C.data_ptr(), 0 if bias_C is None else bias_C.data_ptr(), out, sum),
+        *(rows, weight_C.shape[0], TYPE_CODES[weight_C.dtype], kind, threads, instruction_set),
+        *(epsilon, weight_offset),
+    )
 
 
 def activation_native(
@@ -87,22 +105,39 @@ def activation_native(
         out_TF = x_TF.new_empty(rows, columns)
     else:
         out_TF = torch.empty_like(x_TF)
-    status = native.activation(
-        ACTIVATION.pack(
-            x_TF.data_ptr(),
-            out_TF.data_ptr(),
-            rows,
-            columns,
-            TYPE_CODES[x_TF.dtype],
-            ACTIVATIONS[kind],
-            is_gated,
-            torch.get_num_threads(),
-            native.instruction_set if instruction_set is None else instruction_set,
-        )
+    call = activation_call(
+        kind,
+        columns,
+        x_TF.dtype,
+        native.instruction_set if instruction_set is None else instruction_set,
+        is_gated=is_gated,
+        x=x_TF.data_ptr(),
+        out=out_TF.data_ptr(),
+        rows=rows,
+        threads=torch.get_num_threads(),
     )
-    if status:
+    if status := native.activation(call):
         raise_for(status)
     return out_TF
+
+
+def activation_call(
+    kind: str,
+    columns: int,
+    dtype: torch.dtype,
+    instruction_set: InstructionSet,
+    *,
+    is_gated: bool,
+    x: int = 0,
+    out: int = 0,
+    rows: int = 0,
+    threads: int = 0,
+) -> bytes:
+    """An ActivationCall with `columns` results in a row; keywords as of `norm_call`."""
+    return ACTIVATION.pack(
+        *(x, out, rows, columns, TYPE_CODES[dtype], ACTIVATIONS[kind], is_gated),
+        *(threads, instruction_set),
+    )
 
 
 def rope_native(
@@ -131,39 +166,80 @@ def rope_native(
     Raises:
         ValueError: the batch has slots or positions that the tensors do not have.
     """
-    tokens, row_stride = qkv.shape[0], qkv.stride(0)
-    pages, kv_heads, page_size, head_dim = k_cache.shape
-    max_positions, rotary_dim = (0, 0) if cos_sin is None else cos_sin.shape
-    q_out = qkv.new_empty(tokens, num_heads, head_dim)
-    status = native.rope(
-        ROPE.pack(
-            qkv.data_ptr(),
-            0 if cos_sin is None else cos_sin.data_ptr(),
-            q_out.data_ptr(),
-            k_cache.data_ptr(),
-            v_cache.data_ptr(),
-            0 if q_norm is None else q_norm.data_ptr(),
-            0 if k_norm is None else k_norm.data_ptr(),
-            batch.positions.data_ptr(),
-            batch.slots.data_ptr(),
-            *(tokens, row_stride, num_heads, kv_heads, head_dim, pages, page_size),
-            *(rotary_dim, max_positions, interleaved),
-            q_norm is not None and q_norm.shape[0] != head_dim,
-            k_norm is not None and k_norm.shape[0] != head_dim,
-            *(multiply_before_cast, TYPE_CODES[qkv.dtype], TYPE_CODES[k_cache.dtype]),
-            torch.get_num_threads(),
-            native.instruction_set if instruction_set is None else instruction_set,
-            *(epsilon, norm_weight_offset, k_scale, v_scale),
-        )
+    q_out = qkv.new_empty(qkv.shape[0], num_heads, k_cache.shape[3])
+    call = rope_call(
+        cos_sin,
+        k_cache,
+        v_cache,
+        native.instruction_set if instruction_set is None else instruction_set,
+        dtype=qkv.dtype,
+        row_stride=qkv.stride(0),
+        num_heads=num_heads,
+        q_norm=q_norm,
+        k_norm=k_norm,
+        epsilon=epsilon,
+        interleaved=interleaved,
+        norm_weight_offset=norm_weight_offset,
+        multiply_before_cast=multiply_before_cast,
+        k_scale=k_scale,
+        v_scale=v_scale,
+        qkv=qkv.data_ptr(),
+        q_out=q_out.data_ptr(),
+        positions=batch.positions.data_ptr(),
+        slots=batch.slots.data_ptr(),
+        tokens=qkv.shape[0],
+        threads=torch.get_num_threads(),
     )
+    status = native.rope(call)
     if status == BAD_BATCH:
         raise ValueError(
-            f"batch must have its slots in the {pages} pages of k_cache and its positions among "
-            f"the {max_positions} of cos_sin"
+            f"batch must have its slots in the {k_cache.shape[0]} pages of k_cache and its "
+            f"positions among the {0 if cos_sin is None else cos_sin.shape[0]} of cos_sin"
         )
     if status:
         raise_for(status)
     return q_out
+
+
+def rope_call(
+    cos_sin: torch.Tensor | None,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    instruction_set: InstructionSet,
+    *,
+    dtype: torch.dtype,
+    row_stride: int,
+    num_heads: int,
+    q_norm: torch.Tensor | None = None,
+    k_norm: torch.Tensor | None = None,
+    epsilon: float = 1e-6,
+    interleaved: bool = False,
+    norm_weight_offset: float = 0.0,
+    multiply_before_cast: bool = False,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
+    qkv: int = 0,
+    q_out: int = 0,
+    positions: int = 0,
+    slots: int = 0,
+    tokens: int = 0,
+    threads: int = 0,
+) -> bytes:
+    """A RopeCall; the last six differ from step to step, as in `norm_call`."""
+    pages, kv_heads, page_size, head_dim = k_cache.shape
+    max_positions, rotary_dim = (0, 0) if cos_sin is None else cos_sin.shape
+    return ROPE.pack(
+        *(qkv, 0 if cos_sin is None else cos_sin.data_ptr(), q_out),
+        *(k_cache.data_ptr(), v_cache.data_ptr()),
+        *(0 if weight is None else weight.data_ptr() for weight in (q_norm, k_norm)),
+        *(positions, slots),
+        *(tokens, row_stride, num_heads, kv_heads, head_dim, pages, page_size),
+        *(rotary_dim, max_positions, interleaved),
+        *(weight is not None and weight.shape[0] != head_dim for weight in (q_norm, k_norm)),
+        *(multiply_before_cast, TYPE_CODES[dtype], TYPE_CODES[k_cache.dtype]),
+        *(threads, instruction_set),
+        *(epsilon, norm_weight_offset, k_scale, v_scale),
+    )
 
 
 def embedding_native(

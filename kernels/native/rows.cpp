@@ -137,6 +137,105 @@ EXPORT int quire_bitmask(const BitmaskCall* given) {
     return OK;
 }
 
+EXPORT int quire_router(const RouterCall* given) {
+    const RouterCall& call = *given;
+    const RowVariant* variant = variant_of(call.instruction_set);
+    const bool has_groups = call.groups > 0 && call.experts % call.groups == 0 &&
+                            call.top_groups > 0 && call.top_groups <= call.groups;
+    if (variant == nullptr || !is_plain(call.type) || call.experts > MAX_ROUTED_EXPERTS ||
+        !has_groups || call.top_k > call.top_groups * (call.experts / call.groups))
+        return BAD_CALL;
+    share_rows(threads_for(call.threads, call.rows, call.rows * call.experts * 64), call.rows,
+               [&](int64_t first, int64_t end) { variant->route(call, first, end); });
+    return OK;
+}
+
+EXPORT int quire_indices(const IndicesCall* given) {
+    const IndicesCall& call = *given;
+    // Foreign pairs as one more expert, behind all others.
+    auto expert_of = [&call](int64_t pair) {
+        const int32_t id = call.ids[pair];
+        return id >= 0 && id < call.experts ? int64_t(id) : call.experts;
+    };
+    int32_t* ends = static_cast<int32_t*>(std::calloc(size_t(call.experts) + 1, sizeof(int32_t)));
+    if (ends == nullptr) return NO_MEMORY;
+    for (int64_t pair = 0; pair < call.pairs; pair++) ends[expert_of(pair)]++;
+    int32_t most = 0, active = 0, place = 0;
+    for (int64_t expert = 0; expert <= call.experts; expert++) {
+        const int32_t count = ends[expert];
+        ends[expert] = place;
+        if (expert == call.experts || count == 0) continue;
+        call.starts[active] = place;
+        call.expert_ids[active++] = int32_t(expert);
+        place += count;
+        most = count > most ? count : most;
+    }
+    for (int64_t group = active; group < call.experts; group++) call.expert_ids[group] = -1;
+    // Foreign pairs are the group behind the last one.
+    call.starts[active] = place;
+    for (int64_t group = active + 1; group <= call.experts; group++)
+        call.starts[group] = int32_t(call.pairs);
+    for (int64_t pair = 0; pair < call.pairs; pair++) {
+        const int32_t to = ends[expert_of(pair)]++;
+        call.order[to] = int32_t(pair);
+        call.restore[pair] = to;
+    }
+    call.stats[0] = most, call.stats[1] = active;
+    std::free(ends);
+    return OK;
+}
+
+EXPORT int quire_gate(const GateCall* given) {
+    const GateCall& call = *given;
+    const RowVariant* variant = variant_of(call.instruction_set);
+    if (variant == nullptr || !is_plain(call.type)) return BAD_CALL;
+    share_rows(threads_for(call.threads, call.rows, call.rows * call.columns * 8), call.rows,
+               [&](int64_t first, int64_t end) { variant->gate(call, first, end); });
+    return OK;
+}
+
+EXPORT int quire_combine(const CombineCall* given) {
+    const CombineCall& call = *given;
+    const RowVariant* variant = variant_of(call.instruction_set);
+    if (variant == nullptr || !is_plain(call.type)) return BAD_CALL;
+    const int64_t pairs = call.rows * call.top_k;
+    for (int64_t pair = 0; pair < pairs; pair++)
+        if (call.places[pair] < 0 || call.places[pair] >= pairs) return BAD_BATCH;
+    const int64_t bytes = pairs * call.columns * width_of(call.type);
+    share_rows(threads_for(call.threads, call.rows, bytes), call.rows,
+               [&](int64_t first, int64_t end) { variant->combine(call, first, end); });
+    return OK;
+}
+
+// `logits` from bfloat16.
+EXPORT int quire_widen(const LogitsCall* given) {
+    const LogitsCall& call = *given;
+    const RowVariant* variant = variant_of(call.instruction_set);
+    if (variant == nullptr) return BAD_CALL;
+    const int64_t count = call.rows * call.vocabulary;
+    // Not rows: one alone may be worth all threads.
+    share_rows(threads_for(call.threads, count, count * 6), count,
+               [&](int64_t first, int64_t end) {
+                   const uint16_t* from = static_cast<const uint16_t*>(call.from);
+                   variant->widen(from + first, call.logits + first, end - first);
+               });
+    return OK;
+}
+
+// Which rows of `logits` no token can be sampled from.
+EXPORT int quire_invalid_rows(const LogitsCall* given) {
+    const LogitsCall& call = *given;
+    const RowVariant* variant = variant_of(call.instruction_set);
+    if (variant == nullptr) return BAD_CALL;
+    share_rows(threads_for(call.threads, call.rows, call.rows * call.vocabulary * 4), call.rows,
+               [&](int64_t first, int64_t end) {
+                   for (int64_t row = first; row < end; row++)
+                       call.invalid[row] = variant->is_invalid(
+                           call.logits + row * call.vocabulary, call.vocabulary);
+               });
+    return OK;
+}
+
 EXPORT int quire_sampling(const SamplingCall* given) {
     const SamplingCall& call = *given;
     const RowVariant* variant = variant_of(call.instruction_set);

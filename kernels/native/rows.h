@@ -13,7 +13,10 @@ enum Activation : int64_t {
     SILU = 0, GELU, GELU_TANH, GELU_QUICK, RELU, RELU2, TANH, SIGMOID, NUM_ACTIVATIONS
 };
 
+enum Scoring : int64_t { SOFTMAX = 0, SOFTMAX_TOP_K = 1, SIGMOID_SCORES = 2 };
+
 constexpr int64_t MAX_ROPE_DIM = 512;        // elements of a head
+constexpr int64_t MAX_ROUTED_EXPERTS = 512;  // that a token is routed to some of
 
 inline int64_t token_of(const void* tokens, int64_t place, bool is_int64) {
     return is_int64 ? static_cast<const int64_t*>(tokens)[place]
@@ -70,6 +73,49 @@ struct BitmaskCall {
     int64_t rows, vocabulary, num_words, count, threads, instruction_set;
 };
 
+struct RouterCall {
+    const void* logits;  // [rows, experts]
+    const float* bias;   // [experts], or null
+    float* weights;      // [rows, top_k]
+    int32_t* chosen;     // [rows, top_k]
+    int64_t rows, experts, top_k, type, scoring, renormalize, groups, top_groups, sums_two;
+    int64_t threads, instruction_set;
+    double scaling;
+};
+
+// Results as of `moe_create_indices`.
+struct IndicesCall {
+    const int32_t* ids;  // [pairs]
+    int32_t* order;
+    int32_t* starts;
+    int32_t* restore;
+    int32_t* expert_ids;
+    int32_t* stats;
+    int64_t pairs, experts;
+};
+
+struct GateCall {
+    const void* x;  // [rows, 2 * columns]
+    void* out;      // [rows, columns]
+    int64_t rows, columns, type, is_interleaved, threads, instruction_set;
+    double alpha, limit, offset;  // without a limit: infinity
+};
+
+struct CombineCall {
+    const void* x;          // [rows * top_k, columns]
+    const int32_t* places;  // [rows, top_k] rows of x
+    const float* weights;   // [rows, top_k]
+    void* out;              // [rows, columns]
+    int64_t rows, top_k, columns, type, threads, instruction_set;
+};
+
+struct LogitsCall {
+    const void* from;  // [rows, vocabulary] of bfloat16
+    float* logits;     // as `from`
+    uint8_t* invalid;  // [rows]
+    int64_t rows, vocabulary, threads, instruction_set;
+};
+
 // Each does rows first .. end.
 struct RowVariant {
     void (*norm)(const NormCall&, int64_t first, int64_t end);
@@ -77,6 +123,11 @@ struct RowVariant {
     void (*activate)(const ActivationCall&, int64_t first, int64_t end);
     void (*embed)(const EmbeddingCall&, int64_t first, int64_t end);
     void (*mask)(const BitmaskCall&, int64_t row);
+    void (*route)(const RouterCall&, int64_t first, int64_t end);
+    void (*gate)(const GateCall&, int64_t first, int64_t end);
+    void (*combine)(const CombineCall&, int64_t first, int64_t end);
+    void (*widen)(const void* from, float* to, int64_t count);
+    bool (*is_invalid)(const float* logits, int64_t vocabulary);
     SamplingPasses sampling;
 };
 

@@ -12,11 +12,16 @@
 
 #include "embedding.h"
 
+#include "logits.h"
+
+#include "mixture.h"
+
 #include "sampling_passes.h"
 
-#define ROW_VARIANT                        \
-    {                                      \
-        norm, rope, activate<>, embed, mask, { \
-            first_greatest, distances, collect, masses, race \
-        }                                  \
+#define ROW_VARIANT                                                          \
+    {                                                                        \
+        norm, rope, activate<>, embed, mask, route, gate, combine, widen,    \
+        is_invalid, {                                                        \
+            first_greatest, distances, collect, masses, race                 \
+        }                                                                    \
     }

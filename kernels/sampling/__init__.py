@@ -11,6 +11,7 @@ from quire.kernels.sampling.logits import (
     find_invalid_rows,
     mask_tokens,
     top_log_probabilities,
+    widen_logits,
 )
 from quire.kernels.torch_op import torch_op
 
@@ -24,6 +25,7 @@ __all__ = [
     "sample_tokens",
     "top_log_probabilities",
     "topk_fused_sampling",
+    "widen_logits",
 ]
 
 MAX_VOCABULARY = 2**20

@@ -14,6 +14,8 @@ from quire.kernels.sampling.inputs import SamplingInputs
 CALL = struct.Struct("@9Q4q")
 PENALTIES = struct.Struct("@3Q3q3d")
 """The fields of SamplingCall and PenaltyCall (kernels/native/sampling.h)."""
+LOGITS = struct.Struct("@3Q4q")
+"""The fields of LogitsCall (kernels/native/rows.h)."""
 
 
 def sample_tokens_native(
@@ -94,3 +96,31 @@ def apply_penalties_native(
     if status not in (0, BAD_BATCH):
         raise_for(status)
     return status == 0
+
+
+def widen_logits_native(
+    native: Library, logits_RV: torch.Tensor, *, instruction_set: InstructionSet | None = None
+) -> torch.Tensor:
+    """As `widen_logits`, of contiguous bfloat16 on the CPU."""
+    wide_RV = torch.empty(logits_RV.shape, dtype=torch.float32)
+    call = LOGITS.pack(
+        *(logits_RV.data_ptr(), wide_RV.data_ptr(), 0, *logits_RV.shape, torch.get_num_threads()),
+        native.instruction_set if instruction_set is None else instruction_set,
+    )
+    if status := native.widen(call):
+        raise_for(status)
+    return wide_RV
+
+
+def find_invalid_rows_native(
+    native: Library, logits_RV: torch.Tensor, *, instruction_set: InstructionSet | None = None
+) -> torch.Tensor:
+    """As `find_invalid_rows`, of contiguous float32 on the CPU."""
+    invalid_R = torch.empty(len(logits_RV), dtype=torch.bool)
+    call = LOGITS.pack(
+        *(0, logits_RV.data_ptr(), invalid_R.data_ptr(), *logits_RV.shape, torch.get_num_threads()),
+        native.instruction_set if instruction_set is None else instruction_set,
+    )
+    if status := native.invalid_rows(call):
+        raise_for(status)
+    return invalid_R

@@ -9,7 +9,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from quire.kernels.native import library
-from quire.kernels.sampling.cpu_native import apply_penalties_native
+from quire.kernels.sampling.cpu_native import (
+    apply_penalties_native,
+    find_invalid_rows_native,
+    widen_logits_native,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +130,23 @@ def top_log_probabilities(
     return TopLogProbabilities(chosen.cpu().numpy(), token_ids, values)
 
 
+def widen_logits(logits_RV: torch.Tensor) -> torch.Tensor:
+    """float32 [R, V] of the same values.
+
+    On a CPU not by torch: its team of threads sleeps between steps, and to wake it takes longer
+    than the work, with a busy neighbour some milliseconds.
+    """
+    native = library() if logits_RV.is_cpu else None
+    if native is None or logits_RV.dtype != torch.bfloat16 or not logits_RV.is_contiguous():
+        return logits_RV.float()
+    return widen_logits_native(native, logits_RV)
+
+
 def find_invalid_rows(logits_RV: torch.Tensor) -> torch.Tensor:
     """bool [R] on the device of the logits: rows with NaN, with +inf, or with -inf alone."""
+    native = library() if logits_RV.is_cpu else None
+    if native is not None and logits_RV.dtype == torch.float32 and logits_RV.is_contiguous():
+        return find_invalid_rows_native(native, logits_RV)
     # The maximum carries NaN and +inf, and is -inf where nothing is finite.
     return logits_RV.amax(-1).isfinite().logical_not()
 

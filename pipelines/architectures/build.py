@@ -4,15 +4,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from quire.kernels.linear import prepare_linear
 from quire.kernels.linear.cpu_native import NativeLinear
 from quire.kernels.linear.tile_plan import TilePlans
 from quire.kernels.native import library
+from quire.pipelines.architectures.encodings import Encoding
 from quire.pipelines.architectures.latent_parts import LatentAttentionSpec
 from quire.pipelines.architectures.moe_parts import MoESpec
 from quire.pipelines.architectures.parts import (
     AttentionSpec,
-    EmbeddingSpec,
     FeedForwardSpec,
     HeadNormSpec,
     LayerSpec,
@@ -28,12 +27,14 @@ from quire.pipelines.nn.embedding import Embedding, Table, plain_table
 from quire.pipelines.nn.expert_loader import ExpertLoader
 from quire.pipelines.nn.latent_attention import LatentAttention
 from quire.pipelines.nn.linear import Linear, StackedLinear
-from quire.pipelines.nn.linear_weight import Apply
+from quire.pipelines.nn.linear_weight import Apply, DenseWeight, LinearWeight
 from quire.pipelines.nn.mlp import MLP
 from quire.pipelines.nn.moe import MoE
 from quire.pipelines.nn.norm import HeadLayerNorm, LayerNorm, Norm, RMSNorm
 from quire.pipelines.nn.rotary_embedding import rotary_embedding
-from quire.pipelines.nn.transformer import Transformer, TransformerBlock
+from quire.pipelines.nn.transformer import Transformer
+from quire.pipelines.nn.transformer_block import TransformerBlock
+from quire.pipelines.nn.weight_kinds import WEIGHT_KINDS
 from quire.pipelines.weights.loader import WeightLoader
 
 _NORM_FIELDS = ("attention_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm")
@@ -64,6 +65,13 @@ class Builder:
             num_groups=spec.num_groups,
         )
         return layer.load(self.loader)
+
+    def tied_head(self, weight_VC: torch.Tensor, encoding: Encoding | None) -> Apply:
+        weight: LinearWeight = DenseWeight(weight_VC)
+        if encoding is not None:
+            kind = WEIGHT_KINDS[type(encoding)]
+            weight = kind.from_tensors(encoding, {"weight": weight_VC.cpu()}, self.dtype)
+        return weight.prepare(None, self.device, self.plans)
 
     def rms_norm(self, spec: NormSpec) -> RMSNorm:
         weight = self.loader.take(f"{spec.name}.weight") if spec.has_weight else self.ones(spec.dim)
@@ -179,12 +187,12 @@ class Builder:
         }
         return TransformerBlock(spec, attention, mlp, norms)
 
-    def embedding(self, spec: EmbeddingSpec, *, is_tied: bool) -> tuple[Embedding, Apply | None]:
+    def embedding(self, model: ModelSpec) -> tuple[Embedding, Apply | None]:
         """The embedding, and the head where it is the same matrix."""
-        native = library() if self.device.type == "cpu" else None
+        spec, native = model.embedding, library() if self.device.type == "cpu" else None
         head: Apply | None = None
         table: Table
-        if is_tied and native is not None:
+        if native is not None and model.lm_head is None and model.tied_encoding is None:
             # The head's layout gives rows too: it is the only copy.
             blocks = self.loader.blocks(spec.name)
             tied = NativeLinear(
@@ -194,8 +202,8 @@ class Builder:
         else:
             weight_VC = self.loader.take(spec.name)
             table = plain_table(weight_VC)
-            if is_tied:
-                head = prepare_linear(weight_VC, exact=self.plans is not None, plans=self.plans)
+            if model.lm_head is None:
+                head = self.tied_head(weight_VC, model.tied_encoding)
         dtype = self.loader.dtype
         return Embedding(table, dtype, spec.scale, is_scale_rounded=spec.is_scale_rounded), head
 
@@ -210,7 +218,7 @@ def build_decoder(
     """
     device = loader.device
     builder = Builder(loader, spec.quant, loader.dtype, device, TilePlans() if exact else None)
-    embedding, tied_head = builder.embedding(spec.embedding, is_tied=spec.lm_head is None)
+    embedding, tied_head = builder.embedding(spec)
     positions = None if spec.positions is None else loader.take(spec.positions.name)
     blocks = [builder.block(layer) for layer in spec.layers]
     norm = builder.norm(spec.final_norm)

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
+from quire.kernels.native import library
+from quire.kernels.native.number_groups import NumberGroups
+
 ITEM_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one number of the dtypes that a model may be served in."""
 
@@ -65,11 +68,23 @@ class Encoding:
 
 @dataclass(frozen=True, kw_only=True)
 class PackedEncoding(Encoding):
-    """Numbers of few bits. CUDA computes with them as they are stored; for a CPU they are
-    dequantized once, at load: its matmuls of packed weights are slower and save no time."""
+    """Numbers of few bits. CUDA computes with them as they are stored, a CPU with those that its
+    compiled layers take (`number_groups`); else they are dequantized once, at load."""
+
+    @property
+    def number_groups(self) -> NumberGroups | None:
+        """What the compiled layers of a CPU make of them; None: it has none for them."""
+        return None
+
+    def is_packed_on(self, device_type: str) -> bool:
+        """Whether such a device computes with fewer bits; else with the dequantized numbers."""
+        is_compiled = self.number_groups is not None and library() is not None
+        return device_type == "cuda" or is_compiled
 
     def device_bytes(self, out_dim: int, in_dim: int, dtype: str, device_type: str) -> int:
         if device_type != "cuda":
+            if self.number_groups is not None and self.is_packed_on(device_type):
+                return self.number_groups.device_bytes(out_dim, in_dim)
             return super().device_bytes(out_dim, in_dim, dtype, device_type)
         return sum(
             tensor.num_elements * _STORED_BYTES[tensor.dtypes[0]]
@@ -86,6 +101,7 @@ _STORED_BYTES: Mapping[str, int] = {
     "F16": 2,
     "F8_E4M3": 1,
     "U8": 1,
+    "I8": 1,
 }
 
 

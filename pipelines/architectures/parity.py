@@ -16,7 +16,7 @@ PATHS = ("prefill", "chunked", "decode")
 class ParityRow:
     """One case: a random tiny model, every position of a history of 70 tokens.
 
-    Errors are the greatest differences of logits (bfloat16: root mean squares) by path, None where
+    Errors are the greatest differences of logits (bfloat16, w8a8: root mean squares) by path, None where
     the model has no such path; `bound` is what the tests allow.
     """
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quire.config.errors import ConfigError
-from quire.pipelines.architectures.encodings import ITEM_BYTES, TensorSpec
+from quire.pipelines.architectures.encodings import ITEM_BYTES, Encoding, TensorSpec
 from quire.pipelines.architectures.parts import (
     EmbeddingSpec,
     KVLayerSpec,
@@ -29,7 +29,7 @@ class ModelSpec:
     """A decoder: an embedding, layers, a norm and a head.
 
     `lm_head` None: the embedding serves as head too; checkpoints may have it a second time, or
-    only, as `tied_head`. Logits are multiplied by `logit_scale`, then
+    only, as `tied_head`. With `tied_encoding` the head is made of a copy of it. Logits are multiplied by `logit_scale`, then
     limited by `logit_soft_cap` (Gemma 2). `positions` is a learned row per position (GPT-2).
     Checkpoint tensors whose name begins with one of `ignored_weights` are left unread: they belong
     to a part of the checkpoint that is not served. `renamed_weights`: prefixes that some checkpoints
@@ -45,6 +45,7 @@ class ModelSpec:
     final_norm: NormSpec
     lm_head: LinearSpec | None
     tied_head: str | None = None
+    tied_encoding: Encoding | None = None
     logit_scale: float = 1.0
     logit_soft_cap: float | None = None
     max_position_embeddings: int
@@ -100,15 +101,24 @@ class ModelSpec:
 
     def weight_bytes(self, dtype: str, device_type: str = "cuda") -> int:
         """Bytes of the weights on the device, each held once."""
-        return sum(owner.device_bytes(self.quant, dtype, device_type) for owner in self.owners)
+        held = sum(owner.device_bytes(self.quant, dtype, device_type) for owner in self.owners)
+        return held + self._tied_bytes(dtype, device_type)
+
+    def _tied_bytes(self, dtype: str, device_type: str) -> int:
+        if self.tied_encoding is None:
+            return 0
+        sizes = self.embedding.vocab_size, self.embedding.dim
+        return self.tied_encoding.device_bytes(*sizes, dtype, device_type)
 
     def streamed_weight_bytes(self, dtype: str, device_type: str) -> int:
         """Bytes that a decode step of one token reads: of experts its own, of the embedding a row,
         unless the head shares it."""
-        num_bytes = 0
+        num_bytes = self._tied_bytes(dtype, device_type)
         for owner in self.owners:
             held = owner.device_bytes(self.quant, dtype, device_type)
-            is_head = owner is self.embedding and self.tie_word_embeddings
+            is_head = (
+                owner is self.embedding and self.tie_word_embeddings and self.tied_encoding is None
+            )
             share = 1.0 if is_head else owner.num_active_parameters / max(owner.num_parameters, 1)
             num_bytes += int(held * share)
         return num_bytes

@@ -7,7 +7,7 @@ from itertools import chain
 import torch
 
 from quire.kernels.fp4 import dequantize_mxfp4
-from quire.kernels.linear import prepare_linear
+from quire.kernels.linear import PreparedLinear, prepare_linear
 from quire.kernels.linear.tile_plan import TilePlans
 from quire.pipelines.architectures.encodings import Encoding
 from quire.pipelines.architectures.moe_parts import (
@@ -20,7 +20,6 @@ from quire.pipelines.architectures.parts import LinearSpec
 from quire.pipelines.architectures.quant_config import QuantConfig
 from quire.pipelines.nn.experts import Experts, GroupedExperts, Matrix, PreparedExperts
 from quire.pipelines.nn.linear import Linear, StackedLinear
-from quire.pipelines.nn.linear_weight import Apply
 from quire.pipelines.nn.mxfp4 import as_float8
 from quire.pipelines.nn.quantized.float8 import Float8Weight
 from quire.pipelines.weights.loader import WeightLoader
@@ -48,7 +47,7 @@ class ExpertLoader:
     def prepared(self, spec: ExpertsSpec) -> PreparedExperts:
         """For a CPU: a layer per expert."""
         up, down = self._projections(spec)
-        return PreparedExperts(spec, self._applies(up), self._applies(down))
+        return PreparedExperts(spec, self._layers(up), self._layers(down))
 
     def grouped(self, spec: ExpertsSpec) -> GroupedExperts:
         """For a GPU: matrices of all experts."""
@@ -139,7 +138,7 @@ class ExpertLoader:
                 self.weights.check_finite(f"{name}_scales", weight_NK)
                 yield weight_NK, None
 
-    def _applies(self, matrices: Iterator[Matrix]) -> list[Apply]:
+    def _layers(self, matrices: Iterator[Matrix]) -> list[PreparedLinear]:
         is_exact = self.plans is not None
         return [
             prepare_linear(part.weight.contiguous(), part.bias, exact=is_exact, plans=self.plans)

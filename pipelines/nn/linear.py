@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 
 from quire.config.errors import ModelError
+from quire.kernels.linear import PreparedLinear
+from quire.kernels.linear.cpu_native import CompiledLinear
 from quire.kernels.linear.tile_plan import TilePlans
 from quire.pipelines.architectures.encodings import Encoding
 from quire.pipelines.architectures.quant_config import UNQUANTIZED, QuantConfig
@@ -375,6 +377,16 @@ class StackedLinear:
         if stack is None:
             raise ValueError(f"{self.children[0].name} and the others cannot be one matrix")
         return stack
+
+    @property
+    def native(self) -> CompiledLinear | None:
+        """The compiled layer, where one is all that a call runs."""
+        applies = [
+            apply.apply if isinstance(apply, PreparedLinear) else apply for apply in self._applies
+        ]
+        if len(applies) == 1 and isinstance(applies[0], CompiledLinear):
+            return applies[0]
+        return None
 
     def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
         """[T, K] to [T, N], the projections side by side."""

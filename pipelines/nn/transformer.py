@@ -6,70 +6,17 @@ import torch
 
 from quire.kernels.flash_attention_ragged import plan_decode
 from quire.kernels.ragged_batch import RaggedBatch
-from quire.pipelines.architectures.parts import LayerSpec
+from quire.kernels.sampling import widen_logits
 from quire.pipelines.architectures.rope_spec import RopeSpec
 from quire.pipelines.architectures.spec import ModelSpec
 from quire.pipelines.kv_cache.params import group_layers
 from quire.pipelines.kv_cache.storage import LayerCache
-from quire.pipelines.nn.attention import Attention
+from quire.pipelines.nn.block_program import BlockProgram
 from quire.pipelines.nn.chunked_batch import ChunkedBatches
 from quire.pipelines.nn.embedding import Embedding
 from quire.pipelines.nn.linear_weight import Apply
 from quire.pipelines.nn.norm import Norm
-
-
-class TransformerBlock:
-    """Attention and feed-forward; the residual stream travels beside the hidden states.
-
-    `norms` has those that `spec` names, by its field.
-    """
-
-    def __init__(
-        self, spec: LayerSpec, attention: Attention, mlp: Apply, norms: Mapping[str, Norm]
-    ) -> None:
-        self.attention = attention
-        self.mlp = mlp
-        self.rope = spec.attention.rope
-        self.window = spec.attention.kv_layer.window
-        self.chunk_size = spec.attention.chunk_size
-        self._is_parallel = spec.is_parallel
-        self._multiplier = spec.residual_multiplier
-        self._norms = norms
-
-    def __call__(
-        self,
-        x_TC: torch.Tensor,
-        residual_TC: torch.Tensor | None,
-        cos_sin: torch.Tensor,
-        cache: LayerCache,
-        batch: RaggedBatch,
-        decode_plan: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The block's own output and the residual to which the next norm adds it."""
-        normed_TC, residual_TC = self._before("attention_norm", x_TC, residual_TC)
-        x_TC = self.attention(normed_TC, cos_sin, cache, batch, decode_plan)
-        x_TC = self._after("attention_post_norm", x_TC)
-        if self._is_parallel:
-            if "mlp_norm" in self._norms:
-                normed_TC = self._norms["mlp_norm"](residual_TC)[0]
-            return x_TC + self._after("mlp_post_norm", self.mlp(normed_TC)), residual_TC
-        normed_TC, residual_TC = self._before("mlp_norm", x_TC, residual_TC)
-        return self._after("mlp_post_norm", self.mlp(normed_TC)), residual_TC
-
-    def _before(
-        self, name: str, x_TC: torch.Tensor, residual_TC: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a part reads, and the stream so far."""
-        if name in self._norms:
-            return self._norms[name](x_TC, residual_TC)
-        stream = x_TC if residual_TC is None else x_TC + residual_TC
-        return stream, stream
-
-    def _after(self, name: str, x_TC: torch.Tensor) -> torch.Tensor:
-        """What a part adds to the stream."""
-        if name in self._norms:
-            x_TC = self._norms[name](x_TC)[0]
-        return x_TC if self._multiplier == 1.0 else x_TC * self._multiplier
+from quire.pipelines.nn.transformer_block import TransformerBlock
 
 
 class Transformer:
@@ -101,6 +48,7 @@ class Transformer:
         # Per block, its rotary table and its page group: hashing a rope takes time in every step.
         self._tables = tuple(tables[block.rope] for block in self.blocks)
         self._groups = tuple(group_of[layer] for layer in range(len(self.blocks)))
+        self._program = BlockProgram(self.blocks, norm, self._tables, self._groups)
         self._positions = positions
         self._vocab_size = spec.vocab_size
         self._logit_scale = spec.logit_scale
@@ -119,14 +67,14 @@ class Transformer:
         tokens at `logit_rows_S` (int64), fp32 [S, V]; S may be 0.
         """
         if logit_rows_S.numel() == 0:
-            self._blocks(tokens_T, batches, caches)
+            self.hidden_states(tokens_T, batches, caches, logit_rows_S)
             empty = (0, self._vocab_size)
             return torch.empty(empty, dtype=torch.float32, device=tokens_T.device)
         return self.head(self.hidden_states(tokens_T, batches, caches, logit_rows_S))
 
     def head(self, hidden_SC: torch.Tensor) -> torch.Tensor:
         """The logits of what `hidden_states` gave, fp32 [S, V]."""
-        logits: torch.Tensor = self.lm_head(hidden_SC).float()
+        logits = widen_logits(self.lm_head(hidden_SC))
         if self._logit_scale != 1.0:
             logits = logits * self._logit_scale
         if self._logit_soft_cap is not None:
@@ -142,16 +90,19 @@ class Transformer:
         rows_S: torch.Tensor,
     ) -> torch.Tensor:
         """As a call, but what the logits are made of: [S, C] after the last norm."""
-        x_TC, residual_TC = self._blocks(tokens_T, batches, caches)
-        residual_SC = None if residual_TC is None else residual_TC[rows_S]
-        return self.norm(x_TC[rows_S], residual_SC)[0]
-
-    def _blocks(
-        self, tokens_T: torch.Tensor, batches: Sequence[RaggedBatch], caches: Sequence[LayerCache]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         x_TC: torch.Tensor = self.embedding(tokens_T)
         if self._positions is not None:
             x_TC = x_TC + self._positions[batches[0].positions.long()]
+        if self._program.is_known:
+            return self._program.run(x_TC, batches, caches, rows_S)
+        x_TC, residual_TC = self._blocks(x_TC, batches, caches)
+        # Not x_TC[rows_S], which on a CPU wakes torch's team of threads.
+        residual_SC = None if residual_TC is None else residual_TC.index_select(0, rows_S)
+        return self.norm(x_TC.index_select(0, rows_S), residual_SC)[0]
+
+    def _blocks(
+        self, x_TC: torch.Tensor, batches: Sequence[RaggedBatch], caches: Sequence[LayerCache]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         residual_TC: torch.Tensor | None = None
         plans = self._decode_plans(batches[0])
         chunked = ChunkedBatches(batches)

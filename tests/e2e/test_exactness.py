@@ -75,6 +75,17 @@ async def test_64_streams_with_leavers_equal_the_same_requests_alone(demo, conne
     demo.wait_idle()
 
 
+async def test_int8_weights_and_activations_stream_the_same_together_and_alone(launch, connect):
+    server = launch("--quantization", "w8a8")
+    server.wait_ready()
+    made = requests(16, seed=6, longest=60)
+
+    together = await asyncio.gather(*(read(connect(server), request) for request in made))
+
+    assert together == await alone(connect(server), made)
+    server.wait_idle()
+
+
 async def test_preemption_changes_nothing_when_pages_are_a_third_of_the_need(demo, launch, connect):
     small = launch("--kv-cache-pages", "64", "--page-size", "16", "--max-length", "512")
     small.wait_ready()

@@ -86,6 +86,24 @@ void multiply_tiles() {
                         half_of(a.sums[row][pair], which) * half_of(b.sums[pair][column], which);
 }
 
+template <int SUMS, int A, int B>
+void multiply_int8_tiles() {
+    Tile &sums = tiles[SUMS], &a = tiles[A], &b = tiles[B];
+    expect(sums.is_loaded && a.is_loaded && b.is_loaded, "product of nothing");
+    expect(sums.rows == a.rows && sums.bytes == b.bytes && a.bytes == b.rows * 4, "sizes differ");
+    for (int row = 0; row < sums.rows; row++)
+        for (int word = 0; word < b.rows; word++)
+            for (int column = 0; column < b.bytes / 4; column++) {
+                int8_t left[4], right[4];
+                std::memcpy(left, &a.sums[row][word], 4);
+                std::memcpy(right, &b.sums[word][column], 4);
+                int32_t sum;
+                std::memcpy(&sum, &sums.sums[row][column], 4);
+                for (int which = 0; which < 4; which++) sum += left[which] * right[which];
+                std::memcpy(&sums.sums[row][column], &sum, 4);
+            }
+}
+
 inline bool may_use_tiles() { return true; }
 
 }  // namespace

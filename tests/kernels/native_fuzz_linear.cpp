@@ -33,7 +33,7 @@ struct Numbers {
 
     Numbers(int64_t type, size_t count) : type(type), bytes(count * width()) {
         for (size_t i = 0; i < count; i++) {
-            float value = float(draw(-127, 127)) / (type == INT8 ? 1 : 128);
+            float value = float(draw(-128, 127)) / (type == INT8 ? 1 : 128);
             uint32_t bits;
             std::memcpy(&bits, &value, 4);
             uint16_t high = uint16_t(bits >> 16);
@@ -55,7 +55,21 @@ struct Numbers {
     }
 };
 
-bool is_right(int64_t set, int64_t type, int64_t weight_type) {
+// As the layer sees them: of a row in int8, its numbers times their scale.
+std::vector<double> seen(const Numbers& x, int64_t row, int64_t depth, bool is_int8) {
+    std::vector<double> values(depth);
+    float greatest = 0;
+    for (int64_t k = 0; k < depth; k++) {
+        values[k] = x.at(row * depth + k);
+        greatest = std::fmax(greatest, float(std::fabs(values[k])));
+    }
+    const float scale = std::fmax(greatest / 127, 0x1p-126f);
+    if (is_int8)
+        for (double& value : values) value = double(std::nearbyint(float(value) / scale)) * scale;
+    return values;
+}
+
+bool is_right(int64_t set, int64_t type, int64_t weight_type, int64_t activation_type) {
     const int64_t rows = draw(0, 1) ? draw(0, 30) : draw(150, 420);
     const int64_t width = draw(1, 90), depth = draw(0, 1) ? draw(1, 40) : draw(120, 600);
     Numbers x(type, rows * depth), from(weight_type, width * depth), bias(type, width);
@@ -65,7 +79,7 @@ bool is_right(int64_t set, int64_t type, int64_t weight_type) {
     weights.scales = reinterpret_cast<const float*>(scales.bytes.data());
     weights.out_features = width, weights.in_features = depth;
     weights.type = type, weights.weight_type = weight_type, weights.instruction_set = set;
-    weights.activation_type = type, weights.group_size = depth;
+    weights.activation_type = activation_type, weights.group_size = depth;
     std::vector<uint8_t> packed(quire_linear_bytes(&weights));
     weights.packed = packed.data();
     const int64_t cut = draw(1, width), row_bytes = depth * from.width();
@@ -97,8 +111,8 @@ bool is_right(int64_t set, int64_t type, int64_t weight_type) {
     for (int64_t i = 0; i < (rows ? 300 : 0); i++) {
         int64_t row = draw(0, rows - 1), column = draw(0, width - 1);
         double wanted = 0, found = y.at(row * width + column);
-        for (int64_t k = 0; k < depth; k++)
-            wanted += x.at(row * depth + k) * from.at(column * depth + k);
+        const std::vector<double> values = seen(x, row, depth, activation_type == INT8);
+        for (int64_t k = 0; k < depth; k++) wanted += values[k] * from.at(column * depth + k);
         if (weight_type == INT8) wanted *= scales.at(column);
         if (weights.bias != nullptr) wanted += bias.at(column);
         double tolerance = type == FLOAT32 ? 1e-5 : 1.0 / 128;
@@ -121,6 +135,7 @@ bool fuzz_linear(int rounds) {
         for (int64_t set = 0; set <= quire_linear_instruction_set(); set++)
             for (int64_t type : {FLOAT32, BFLOAT16})
                 for (int64_t weight_type : {type, int64_t(INT8)})
-                    if (!is_right(set, type, weight_type)) return false;
+                    for (int64_t activation_type : {type, weight_type})
+                        if (!is_right(set, type, weight_type, activation_type)) return false;
     return true;
 }

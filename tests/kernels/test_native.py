@@ -92,7 +92,7 @@ def test_without_a_compiler_it_installs_all_the_same(tmp_path: Path, compiler: s
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["attention", "linear", "rows"])
+@pytest.mark.parametrize("name", ["attention", "linear", "linear_groups", "rows"])
 def test_the_generic_variant_needs_no_vector_extension(tmp_path: Path, name: str) -> None:
     """It is all that other processors have."""
     out = tmp_path / "out.o"

@@ -7,10 +7,19 @@ import pytest
 import torch
 
 from quire.kernels.native import InstructionSet, library
-from quire.kernels.sampling import SamplingInputs, sample_tokens
+from quire.kernels.sampling import (
+    SamplingInputs,
+    find_invalid_rows,
+    sample_tokens,
+    widen_logits,
+)
 from quire.kernels.sampling.cases import uniform_inputs
 from quire.kernels.sampling.cpu import sample_tokens_torch
-from quire.kernels.sampling.cpu_native import sample_tokens_native
+from quire.kernels.sampling.cpu_native import (
+    find_invalid_rows_native,
+    sample_tokens_native,
+    widen_logits_native,
+)
 from quire.kernels.sampling.noise import LEAST_UNIFORM, UNIFORM_STEP, gumbel
 from quire.kernels.sampling.reference import cumulative_mass, sample_tokens_reference
 
@@ -160,3 +169,48 @@ def test_tokens_do_not_depend_on_threads(chosen: InstructionSet, threads: int) -
     for row in range(9):
         alone = natively(logits[row : row + 1], inputs.take(np.array([row])), chosen)
         assert alone.tolist() == [whole[row]]
+
+
+@every_set
+@pytest.mark.parametrize(("rows", "vocabulary"), [(0, 7), (1, 1), (3, 1027), (2, 40_001)])
+def test_widened_logits_are_torchs(rows: int, vocabulary: int, chosen: InstructionSet) -> None:
+    assert NATIVE is not None
+    generator = torch.Generator().manual_seed(vocabulary)
+    bits = torch.randint(-(2**15), 2**15, (rows, vocabulary), generator=generator)
+    logits = bits.to(torch.int16).view(torch.bfloat16)
+    expected = logits.float().view(torch.int32)
+
+    found = widen_logits_native(NATIVE, logits, instruction_set=chosen)
+
+    assert torch.equal(found.view(torch.int32), expected)
+    assert torch.equal(widen_logits(logits).view(torch.int32), expected)
+
+
+@every_set
+@pytest.mark.parametrize("vocabulary", [1, 15, 16, 1027])
+def test_one_wrong_number_anywhere_makes_a_row_invalid(
+    vocabulary: int, chosen: InstructionSet
+) -> None:
+    assert NATIVE is not None
+    wrong = torch.tensor([math.nan, -math.nan, math.inf])
+    places = torch.tensor([0, vocabulary // 2, vocabulary - 1]).repeat_interleave(3)
+    logits = torch.randn(9, vocabulary, generator=torch.Generator().manual_seed(1))
+    for background in (logits, logits.clone().fill_(-math.inf)):
+        rows = background.clone()
+        rows[torch.arange(9), places] = wrong.repeat(3)
+        assert find_invalid_rows_native(NATIVE, rows, instruction_set=chosen).all()
+        # Not a number, but a finite one among -inf.
+        rows[torch.arange(9), places] = -3.0e38
+        assert not find_invalid_rows_native(NATIVE, rows, instruction_set=chosen).any()
+    nothing = torch.full((2, vocabulary), -math.inf)
+    assert find_invalid_rows_native(NATIVE, nothing, instruction_set=chosen).all()
+
+
+def test_rows_are_judged_alike_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.zeros(4, 50)
+    rows[1, 49], rows[2, 0], rows[3] = math.nan, math.inf, -math.inf
+    found = find_invalid_rows(rows)
+    monkeypatch.setattr("quire.kernels.sampling.logits.library", lambda: None)
+
+    assert torch.equal(found, find_invalid_rows(rows))
+    assert torch.equal(widen_logits(rows[:1].bfloat16()), rows[:1])

@@ -125,8 +125,7 @@ def merges_of(tokenizer: Tokenizer) -> list[str]:
 
 def _kinds(tokens: Iterable[str]) -> list[int]:
     types = gguf.TokenType
-    kinds = dict.fromkeys((*CONTROL, "<s>", "</s>"), types.CONTROL)
-    kinds |= dict.fromkeys(USER_DEFINED, types.USER_DEFINED)
+    kinds = dict.fromkeys(("<s>", "</s>"), types.CONTROL)
     kinds |= dict.fromkeys((f"<0x{byte:02X}>" for byte in range(256)), types.BYTE)
     kinds["<unk>"] = types.UNKNOWN
     return [int(kinds.get(token, types.NORMAL)) for token in tokens]
@@ -137,8 +136,18 @@ def add_byte_level(
 ) -> None:
     """The metadata of `byte_level(pre)`."""
     tokenizer = byte_level(pre)
+    add_bpe(writer, tokenizer, pre, padded_to=padded_to)
+    writer.add_bos_token_id(tokenizer.token_to_id("<|begin|>"))
+    writer.add_eos_token_id(tokenizer.token_to_id("<|im_end|>"))
+    if add_bos is not None:
+        writer.add_add_bos_token(add_bos)
+
+
+def add_bpe(writer: gguf.GGUFWriter, tokenizer: Tokenizer, pre: str, *, padded_to: int = 0) -> None:
+    """The metadata of a byte-level BPE whose pre-tokenizer llama.cpp calls `pre`."""
     tokens = tokens_of(tokenizer)
-    kinds = _kinds(tokens)
+    added = tokenizer.get_added_tokens_decoder()
+    kinds = [_kind(added.get(id)) for id in range(len(tokens))]
     for id in range(len(tokens), padded_to):
         tokens.append(f"[PAD{id}]")
         kinds.append(int(gguf.TokenType.UNUSED))
@@ -147,10 +156,12 @@ def add_byte_level(
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_token_merges(merges_of(tokenizer))
-    writer.add_bos_token_id(tokens.index("<|begin|>"))
-    writer.add_eos_token_id(tokens.index("<|im_end|>"))
-    if add_bos is not None:
-        writer.add_add_bos_token(add_bos)
+
+
+def _kind(added: AddedToken | None) -> int:
+    if added is None:
+        return int(gguf.TokenType.NORMAL)
+    return int(gguf.TokenType.CONTROL if added.special else gguf.TokenType.USER_DEFINED)
 
 
 def add_sentencepiece(writer: gguf.GGUFWriter, has_prefix: bool) -> None:

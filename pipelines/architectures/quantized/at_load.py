@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quire.config.errors import ConfigError
-from quire.kernels.native import library
+from quire.kernels.native.number_groups import GGUF_GROUPS, NumberGroups
 from quire.pipelines.architectures.encodings import (
     ITEM_BYTES,
     Encoding,
@@ -15,6 +15,7 @@ from quire.pipelines.architectures.encodings import (
 )
 from quire.pipelines.architectures.parts import LinearSpec
 from quire.pipelines.architectures.quant_config import UNQUANTIZED, QuantConfig
+from quire.pipelines.architectures.quantized.int8 import int8_bytes, is_int8_on, w8a8_bytes
 from quire.pipelines.architectures.spec import ModelSpec
 
 BLOCK = 32
@@ -28,9 +29,9 @@ class AtLoadEncoding(PackedEncoding):
     def tensors(self, out_dim: int, in_dim: int) -> dict[str, TensorSpec]:
         return Encoding(self.is_transposed).tensors(out_dim, in_dim)
 
-    def is_packed_on(self, device_type: str) -> bool:
-        """Whether such a device computes with fewer bits; else with the dequantized numbers."""
-        return device_type == "cuda"
+    def of_head(self) -> "AtLoadEncoding | None":
+        """What the head is quantized to; None: it is not."""
+        return None
 
     def over(self, own: Encoding) -> Encoding:
         """A layer that is stored transposed is quantized too; others keep what is their own."""
@@ -48,13 +49,28 @@ class Int8AtLoad(AtLoadEncoding):
         return "int8"
 
     def is_packed_on(self, device_type: str) -> bool:
-        """A CPU computes with the stored bytes where the C++ kernels are installed."""
-        return device_type == "cuda" or library() is not None
+        return is_int8_on(device_type)
+
+    def of_head(self) -> AtLoadEncoding | None:
+        return Int8AtLoad()
 
     def device_bytes(self, out_dim: int, in_dim: int, dtype: str, device_type: str) -> int:
         if not self.is_packed_on(device_type):
             return out_dim * in_dim * ITEM_BYTES[dtype]
-        return out_dim * (in_dim + ITEM_BYTES["float32"])
+        return int8_bytes(out_dim, in_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class W8A8AtLoad(Int8AtLoad):
+    """int8 with a scale per row, and activations in int8 with a scale per token; those of the head,
+    which choose the token, stay as they are."""
+
+    @property
+    def name(self) -> str:
+        return "w8a8"
+
+    def device_bytes(self, out_dim: int, in_dim: int, dtype: str, device_type: str) -> int:
+        return w8a8_bytes(out_dim, in_dim, device_type)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +79,9 @@ class Float8AtLoad(Int8AtLoad):
 
     def is_packed_on(self, device_type: str) -> bool:
         return device_type == "cuda"
+
+    def of_head(self) -> None:
+        return None
 
     @property
     def name(self) -> str:
@@ -84,9 +103,13 @@ class BlocksAtLoad(AtLoadEncoding):
             raise ValueError(f"{self.name} blocks of {BLOCK} in {in_dim} columns")
         return super().tensors(out_dim, in_dim)
 
+    @property
+    def number_groups(self) -> NumberGroups:
+        return GGUF_GROUPS[self.kind]
+
     def device_bytes(self, out_dim: int, in_dim: int, dtype: str, device_type: str) -> int:
-        if not self.is_packed_on(device_type):
-            return out_dim * in_dim * ITEM_BYTES[dtype]
+        if device_type != "cuda":
+            return super().device_bytes(out_dim, in_dim, dtype, device_type)
         # A float16 scale and the numbers.
         return out_dim * in_dim // BLOCK * (2 + BLOCK * (4 if self.kind == "Q4_0" else 8) // 8)
 
@@ -96,6 +119,7 @@ NONE = "none"
 
 ENCODINGS: Mapping[str, AtLoadEncoding] = {
     "int8": Int8AtLoad(),
+    "w8a8": W8A8AtLoad(),
     "fp8": Float8AtLoad(),
     "q4_0": BlocksAtLoad(kind="Q4_0"),
     "q8_0": BlocksAtLoad(kind="Q8_0"),
@@ -106,8 +130,9 @@ ENCODINGS: Mapping[str, AtLoadEncoding] = {
 def quantize_at_load(spec: ModelSpec, quantization: str, device_type: str) -> ModelSpec:
     """`spec` with its linear layers quantized while they are loaded.
 
-    Those of the embedding, the norms and the head stay as they are, as do routers, experts and
-    what an architecture reads as plain numbers.
+    The embedding and the norms stay as they are, as do routers, experts, what an architecture reads
+    as plain numbers and, unless the encoding has something for it, the head. Of a head that is the
+    embedding the quantized numbers are a copy: rows are looked up in the plain ones.
 
     Raises:
         ConfigError: the checkpoint is quantized already, or has a layer of a size that cannot be.
@@ -121,6 +146,8 @@ def quantize_at_load(spec: ModelSpec, quantization: str, device_type: str) -> Mo
         )
     encoding = ENCODINGS[quantization]
     heads = spec.lm_head.names if spec.lm_head else ()
+    if (of_head := encoding.of_head()) is not None:
+        spec = _with_head(spec, of_head)
     linears = [owner for owner in spec.owners if isinstance(owner, LinearSpec)]
     others = tuple(
         name for owner in linears if type(owner) is not LinearSpec for name in owner.names
@@ -134,8 +161,15 @@ def quantize_at_load(spec: ModelSpec, quantization: str, device_type: str) -> Mo
     ]
     note = (
         f"quantized at load to {quantization}: {len(chosen)} linear layers of "
-        f"{sum(size for _, size in chosen)} weights; embedding, norms and head are not"
+        f"{sum(size for _, size in chosen)} weights; "
+        + (
+            "embedding, norms and head are not"
+            if of_head is None
+            else "embedding and norms are not"
+        )
     )
+    if spec.tied_encoding is not None:
+        note += f"; the head is a copy of the embedding in {spec.tied_encoding.name}"
     if not encoding.is_packed_on(device_type):
         note += "; a CPU computes with the dequantized numbers and needs as much memory as before"
     spec = dataclasses.replace(spec, quant=dataclasses.replace(quant, notes=(note,)))
@@ -144,3 +178,11 @@ def quantize_at_load(spec: ModelSpec, quantization: str, device_type: str) -> Mo
     except ValueError as error:
         raise ConfigError(f"quantization {quantization}: {error}") from None
     return spec
+
+
+def _with_head(spec: ModelSpec, encoding: AtLoadEncoding) -> ModelSpec:
+    if spec.lm_head is None:
+        return dataclasses.replace(spec, tied_encoding=encoding)
+    own = spec.lm_head.encoding
+    head = encoding if own is None else encoding.over(own)
+    return dataclasses.replace(spec, lm_head=dataclasses.replace(spec.lm_head, encoding=head))

@@ -23,10 +23,13 @@ from quire.pipelines.architectures.quantized.float8 import (
 )
 from quire.pipelines.architectures.quantized.fp4 import COMPRESSED_NVFP4, MXFP4
 from quire.pipelines.architectures.quantized.gptq_awq import GROUP_SIZES, PackQuantizedEncoding
+from quire.pipelines.architectures.quantized.int8 import Int8Encoding, W8A8Encoding
 from quire.pipelines.architectures.quantized.names import names_in, refuse_keys
 
 _FORMATS = (
     "float-quantized",
+    "int-quantized",
+    "naive-quantized",
     "pack-quantized",
     "nvfp4-pack-quantized",
     "mxfp4-pack-quantized",
@@ -39,7 +42,8 @@ _FP4: Mapping[str, int | str] = {"num_bits": 4, "type": "float", "symmetric": Tr
 def read_compressed_tensors(section: ConfigFile) -> QuantConfig:
     """Of `quant_method` compressed-tensors.
 
-    Activations of 4 bits are not quantized; those of fp8 are on a GPU, dynamic ones per token.
+    Activations of 4 bits are not quantized, those of int8 are everywhere and those of fp8 on a GPU,
+    dynamic ones per token; those of a mixture's experts never are.
 
     Raises:
         ModelError: more than one group, or a scheme that is not supported.
@@ -62,8 +66,12 @@ def read_compressed_tensors(section: ConfigFile) -> QuantConfig:
     source = group if group.has(key) else section
     weights, inputs = group.section("weights"), group.section("input_activations")
     match source.string(key):
+        case "int-quantized":
+            encoding: Encoding = _int8(group, weights, inputs)
+        case "naive-quantized" if weights.string("type", "int") == "int":
+            encoding = _int8(group, weights, inputs)
         case "float-quantized" | "naive-quantized":
-            encoding: Encoding = _float8(group, weights, inputs)
+            encoding = _float8(group, weights, inputs)
         case "pack-quantized":
             if group.has("input_activations"):
                 raise group.wrong("input_activations", "null")
@@ -109,6 +117,20 @@ def _float8(group: ConfigFile, weights: ConfigFile, inputs: ConfigFile) -> Float
                 "tensor, static, or token, dynamic; for weights in blocks dynamic groups of 128",
             )
     return Float8Encoding(config=Float8Config(scale, input_scale))
+
+
+def _int8(group: ConfigFile, weights: ConfigFile, inputs: ConfigFile) -> Int8Encoding:
+    numbers: Mapping[str, int | str] = {"num_bits": 8, "type": "int", "symmetric": True}
+    _check(weights, {**numbers, "dynamic": False})
+    strategy = weights.string("strategy")
+    if strategy not in ("tensor", "channel"):
+        raise weights.wrong("strategy", "tensor or channel")
+    if not group.has("input_activations"):
+        return Int8Encoding(is_tensor=strategy == "tensor")
+    _check(inputs, {**numbers, "dynamic": True})
+    if inputs.string("strategy") != "token":
+        raise inputs.wrong("strategy", "token")
+    return W8A8Encoding(is_tensor=strategy == "tensor")
 
 
 def _packed(weights: ConfigFile) -> PackQuantizedEncoding:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from quire.kernels.native.number_groups import GGUF_GROUPS, NumberGroups
 from quire.pipelines.architectures.encodings import (
     DENSE,
     FLOAT_DTYPES,
@@ -29,7 +30,8 @@ BLOCK_TYPES: Mapping[str, GgmlType] = {
 
 @dataclass(frozen=True, kw_only=True)
 class GgufEncoding(PackedEncoding):
-    """One `weight` of blocks; computed with as they are on a GPU, dequantized on a CPU."""
+    """One `weight` of blocks; computed with as they are on a GPU, as bytes or half bytes in groups
+    on a CPU with compiled kernels, else dequantized."""
 
     ggml_type: str
 
@@ -39,6 +41,10 @@ class GgufEncoding(PackedEncoding):
 
     def tensors(self, out_dim: int, in_dim: int) -> dict[str, TensorSpec]:
         return {"weight": TensorSpec((out_dim, in_dim), (self.ggml_type,))}
+
+    @property
+    def number_groups(self) -> NumberGroups:
+        return GGUF_GROUPS[self.ggml_type]
 
     def device_bytes(self, out_dim: int, in_dim: int, dtype: str, device_type: str) -> int:
         if device_type != "cuda":

@@ -7,6 +7,7 @@ https://github.com/vllm-project/compressed-tensors.
 
 from dataclasses import dataclass
 
+from quire.kernels.native.number_groups import NumberGroups
 from quire.pipelines.architectures.config_file import ConfigFile
 from quire.pipelines.architectures.encodings import PackedEncoding, TensorSpec
 from quire.pipelines.architectures.quant_config import REGEX_PREFIX, QuantConfig
@@ -29,6 +30,11 @@ class _GroupedEncoding(PackedEncoding):
     """4-bit numbers, eight to a word; `group_size` along K share a scale, -1: all of them."""
 
     group_size: int
+
+    @property
+    def number_groups(self) -> NumberGroups:
+        """With the offsets of zero points, though where these are all 8 there are none."""
+        return NumberGroups(4, self.group_size, has_offsets=True)
 
     def groups(self, out_dim: int, in_dim: int) -> int:
         """How many groups K has; ValueError where words or groups do not come out even."""
@@ -95,6 +101,10 @@ class PackQuantizedEncoding(_GroupedEncoding):
     @property
     def name(self) -> str:
         return "pack-quantized"
+
+    @property
+    def number_groups(self) -> NumberGroups:
+        return NumberGroups(4, self.group_size, has_offsets=not self.is_symmetric)
 
     def tensors(self, out_dim: int, in_dim: int) -> dict[str, TensorSpec]:
         groups = self.groups(out_dim, in_dim)

@@ -7,6 +7,8 @@ import torch
 
 from quire.kernels.gguf import dequantize_gguf, matmul_gguf
 from quire.kernels.gguf.encodings import block_parameters, in_features
+from quire.kernels.linear.cpu_groups import compiled, gguf_matrix
+from quire.kernels.linear.cpu_native import native_for
 from quire.pipelines.architectures.encodings import Encoding
 from quire.pipelines.architectures.quantized.at_load import BlocksAtLoad
 from quire.pipelines.architectures.quantized.float8 import PER_TOKEN, ROWWISE, Float8Config
@@ -62,7 +64,12 @@ class BlocksWeight(PackedWeight):
     def dense(self) -> torch.Tensor:
         return dequantize_gguf(self._weight, self._kind, self._dtype)
 
+    def is_packed_on(self, device: torch.device) -> bool:
+        return super().is_packed_on(device) or native_for(device, self._dtype) is not None
+
     def apply_packed(self, bias_N: torch.Tensor | None, device: torch.device) -> Apply:
+        if (native := native_for(device, self._dtype)) is not None:
+            return compiled(gguf_matrix(self._weight, self._kind), bias_N, self._dtype, native)
         blocks, kind = self._weight.to(device), self._kind
         return lambda x_TK: matmul_gguf(x_TK.contiguous(), blocks, kind, bias_N)
 

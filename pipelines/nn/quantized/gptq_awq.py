@@ -14,6 +14,8 @@ from quire.kernels.gptq_awq import (
     matmul_gptq,
     sort_gptq_groups,
 )
+from quire.kernels.linear.cpu_groups import awq_matrix, compiled, gptq_matrix
+from quire.kernels.linear.cpu_native import StoredMatrix, native_for
 from quire.pipelines.architectures.encodings import Encoding
 from quire.pipelines.architectures.quantized.gptq_awq import (
     AWQEncoding,
@@ -102,10 +104,21 @@ class _GroupedWeight(PackedWeight):
         )
         return type(self)(selected, self._dtype)
 
+    def is_packed_on(self, device: torch.device) -> bool:
+        return super().is_packed_on(device) or native_for(device, self._dtype) is not None
+
     def apply_packed(self, bias_N: torch.Tensor | None, device: torch.device) -> Apply:
+        if (native := native_for(device, self._dtype)) is not None:
+            matrix, order = type(self).matrix(self._stored), self._stored.perm_idx
+            return compiled(matrix, bias_N, self._dtype, native, order)
         stored = self._stored.to(device)
         multiply = type(self).multiply
         return lambda x_TK: multiply(x_TK.contiguous(), stored, bias_N)
+
+    @staticmethod
+    @abstractmethod
+    def matrix(stored: Int4Tensors) -> StoredMatrix:
+        """As the compiled layers of a CPU take it."""
 
     @staticmethod
     @abstractmethod
@@ -155,6 +168,10 @@ class GPTQWeight(_GroupedWeight):
             zero_offset=stored.zero_offset,
             out_dtype=self._dtype,
         )
+
+    @staticmethod
+    def matrix(stored: Int4Tensors) -> StoredMatrix:
+        return gptq_matrix(stored.qweight, stored.qzeros, stored.scales, stored.zero_offset)
 
     @staticmethod
     def multiply(
@@ -240,6 +257,11 @@ class AWQWeight(_GroupedWeight):
             group_size=stored.group_size,
             out_dtype=self._dtype,
         )
+
+    @staticmethod
+    def matrix(stored: Int4Tensors) -> StoredMatrix:
+        assert stored.qzeros is not None
+        return awq_matrix(stored.qweight, stored.qzeros, stored.scales)
 
     @staticmethod
     def multiply(

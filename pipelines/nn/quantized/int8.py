@@ -9,13 +9,16 @@ from quire.kernels.int8 import dequantize_int8, matmul_int8
 from quire.kernels.linear.cpu_native import NativeLinear
 from quire.kernels.native import library
 from quire.pipelines.architectures.encodings import Encoding
-from quire.pipelines.nn.linear_weight import Apply, DenseWeight, PackedWeight
+from quire.pipelines.architectures.quantized.at_load import AtLoadEncoding
+from quire.pipelines.nn.linear_weight import Apply, DenseWeight, PackedWeight, finite_scale
 
 _INT8_MAX = 127
+_TOGETHER = 1 << 22
+"""Numbers that are quantized together: their copies in float32 stay small."""
 
 
 class Int8Weight(PackedWeight):
-    """`weight` [N, K] int8, `scale` float32 [N, 1]; made of plain numbers, at load."""
+    """`weight` [N, K] int8, `scale` float32 [N, 1]; as stored, or made of plain numbers."""
 
     def __init__(self, weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> None:
         super().__init__(weight, dtype)
@@ -26,11 +29,15 @@ class Int8Weight(PackedWeight):
     def from_tensors(
         cls, encoding: Encoding, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
     ) -> Self:
-        numbers = DenseWeight.from_tensors(encoding, tensors, torch.float32).dense()
-        scale = numbers.abs().amax(1, keepdim=True) / _INT8_MAX
-        # A row of zeros stays one.
-        stored = (numbers / scale.where(scale > 0, 1.0)).round().to(torch.int8)
-        return cls(stored, scale, dtype)
+        if not isinstance(encoding, AtLoadEncoding):
+            weight = tensors["weight"]
+            scale = finite_scale("weight_scale", tensors["weight_scale"])
+            return cls(weight, scale.reshape(-1, 1).expand(len(weight), 1).contiguous(), dtype)
+        plain = DenseWeight.from_tensors(encoding, tensors, tensors["weight"].dtype).dense()
+        rows = max(1, _TOGETHER // plain.shape[1])
+        parts = [_quantize_rows(part.float()) for part in torch.split(plain, rows)]
+        weight, scale = (torch.cat(found) for found in zip(*parts, strict=True))
+        return cls(weight, scale, dtype)
 
     @classmethod
     def stack(cls, parts: Sequence[Self]) -> Self | None:
@@ -56,3 +63,9 @@ class Int8Weight(PackedWeight):
                 weight, bias_N, native=native, scale_N=scale.squeeze(1), dtype=self._dtype
             )
         return lambda x_TK: matmul_int8(x_TK.contiguous(), weight, scale, bias_N)
+
+
+def _quantize_rows(numbers_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    scale = numbers_NK.abs().amax(1, keepdim=True) / _INT8_MAX
+    # A row of zeros stays one.
+    return (numbers_NK / scale.where(scale > 0, 1.0)).round().to(torch.int8), scale

@@ -31,7 +31,7 @@ def save_in_shards(model: transformers.PreTrainedModel, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Errors:
-    """Greatest differences (bfloat16: root mean squares) of logits from the reference's, by the way
+    """Greatest differences (bfloat16, `is_mean`: root mean squares) of logits from the reference's, by the way
     the history was run (None: not one of the model's).
 
     `bound` is what they may be at most, `scale` the greatest logit.
@@ -67,7 +67,11 @@ class ParityCase:
     write: Callable[[transformers.PreTrainedModel, Path], Path] = save
     tolerance: float = 1e-4
     bfloat16_factor: float = 1.25
+    reference_dtype: torch.dtype = torch.float32
+    """float64 where the reference's own roundings could be more than ours."""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    is_mean: bool = False
+    """Errors are root mean squares in float32 too."""
 
     @property
     def name(self) -> str:
@@ -79,7 +83,7 @@ class ParityCase:
         rng = random.Random(self.name)
         history = rng.choices(range(model.config.get_text_config().vocab_size), k=LENGTH)
         bound = self.tolerance
-        measure = difference
+        measure = root_mean_square if self.is_mean else difference
         if self.encoding == "bfloat16":
             measure = root_mean_square
             path = self.write(rounded_to(model, torch.bfloat16), folder)
@@ -88,7 +92,7 @@ class ParityCase:
             bound = self.bfloat16_factor * measure(rounded, expected)
         else:
             path = self.write(model, folder)
-            expected = reference_logits(model, history)
+            expected = reference_logits(model.to(self.reference_dtype), history)
         # Longer than 40, so that longrope takes its long factors as transformers does here.
         loaded = load_folder(path, **{"max_length": LENGTH + 10, **self.settings})
 

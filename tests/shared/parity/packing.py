@@ -162,6 +162,14 @@ def mxfp4(weight: torch.Tensor) -> tuple[torch.Tensor, Tensors]:
     }
 
 
+def int8(weight: torch.Tensor, by: str = "row") -> tuple[torch.Tensor, Tensors]:
+    """As compressed-tensors: -128 too, as the range is taken to be 255 wide."""
+    greatest = weight.abs().amax(1, keepdim=True) if by == "row" else weight.abs().amax()[None]
+    scale = (greatest / 127.5).to(torch.bfloat16)
+    numbers = (weight / scale.float()).round().clamp(-128, 127)
+    return numbers * scale.float(), {"weight": numbers.to(torch.int8), "weight_scale": scale}
+
+
 def int8_at_load(weight: torch.Tensor) -> tuple[torch.Tensor, Tensors]:
     scale = weight.abs().amax(1, keepdim=True) / 127
     return (weight / scale).round() * scale, {"weight": weight}

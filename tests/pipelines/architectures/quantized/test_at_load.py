@@ -5,17 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from parity.random_models import make_random_model
+from parity.random_models import VOCAB_SIZE, make_random_model
 
 from quire.config.errors import ConfigError
 from quire.config.settings import ModelSettings
+from quire.pipelines.architectures import encodings
 from quire.pipelines.architectures.load import load_model_spec
-from quire.pipelines.architectures.quantized import at_load
+from quire.pipelines.architectures.quantized import int8
 from quire.pipelines.architectures.quantized.at_load import ENCODINGS, quantize_at_load
 from quire.pipelines.architectures.spec import ModelSpec
 from quire.pipelines.kv_cache.memory_plan import plan_memory
 
 GIB = 1024**3
+HEAD = (VOCAB_SIZE, 64)
 
 
 def spec_of(folder: Path, family: str = "Llama", **fields: Any) -> ModelSpec:
@@ -39,13 +41,13 @@ def test_none_leaves_a_model_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("quantization", "bits", "bytes_per_row"),
-    [("int8", 8, 4), ("fp8", 8, 4), ("q4_0", 4.5, 0), ("q8_0", 8.5, 0)],
+    [("int8", 8, 4), ("w8a8", 8, 4), ("fp8", 8, 4), ("q4_0", 4.5, 0), ("q8_0", 8.5, 0)],
 )
 def test_the_layers_take_fewer_bytes_on_a_gpu(
     quantization: str, bits: float, bytes_per_row: int, tmp_path: Path
 ) -> None:
     dense = spec_of(tmp_path)
-    sizes = linear_sizes(dense)
+    sizes = linear_sizes(dense) + [HEAD] * (quantization in ("int8", "w8a8"))
     numbers = sum(rows * columns for rows, columns in sizes)
     others = dense.weight_bytes("bfloat16", "cuda") - 2 * numbers
 
@@ -56,21 +58,48 @@ def test_the_layers_take_fewer_bytes_on_a_gpu(
     assert spec.tensors() == dense.tensors()
 
 
+def test_a_head_that_is_the_embedding_is_a_copy_in_int8(tmp_path: Path) -> None:
+    dense = spec_of(tmp_path, tie_word_embeddings=True)
+
+    spec = quantize_at_load(dense, "w8a8", "cuda")
+
+    rows, columns = HEAD
+    copy = rows * (columns + 4)
+    saved = sum(rows * columns - 4 * rows for rows, columns in linear_sizes(dense))
+    plain = "bfloat16", "cuda"
+    assert spec.weight_bytes(*plain) == dense.weight_bytes(*plain) - saved + copy
+    # A step reads the copy instead of the embedding.
+    streamed = dense.streamed_weight_bytes(*plain) - saved - 2 * rows * columns + copy
+    assert spec.streamed_weight_bytes(*plain) == streamed
+    assert "the head is a copy of the embedding in int8" in spec.quant.notes[0]
+    assert quantize_at_load(dense, "fp8", "cuda").tied_encoding is None
+
+
 @pytest.mark.parametrize("is_built", [True, False])
-@pytest.mark.parametrize("quantization", ["int8", "fp8", "q4_0", "q8_0"])
-def test_on_a_cpu_the_compiled_kernels_take_int8_as_it_is(
+@pytest.mark.parametrize("quantization", ["int8", "w8a8", "fp8", "q4_0", "q8_0"])
+def test_on_a_cpu_the_compiled_kernels_take_all_but_fp8_as_they_are(
     quantization: str, is_built: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(at_load, "library", lambda: object() if is_built else None)
+    for module in (int8, encodings):
+        monkeypatch.setattr(module, "library", lambda: object() if is_built else None)
     dense = spec_of(tmp_path)
 
     spec = quantize_at_load(dense, quantization, "cpu")
 
     sizes = linear_sizes(dense)
-    saved = sum(rows * columns - 4 * rows for rows, columns in sizes)
+    saved = {
+        "int8": sum(rows * columns - 4 * rows for rows, columns in [*sizes, HEAD]),
+        # In groups of 32 with a float32.
+        "q4_0": sum(rows * columns * 11 / 8 for rows, columns in sizes),
+        "q8_0": sum(rows * columns * 7 / 8 for rows, columns in sizes),
+    }
+    saved["w8a8"] = saved["int8"]
     fewer = dense.weight_bytes("bfloat16", "cpu") - spec.weight_bytes("bfloat16", "cpu")
-    is_packed = quantization == "int8" and is_built
-    assert fewer == (saved if is_packed else 0)
+    is_packed = quantization in saved and is_built
+    # Without the kernels w8a8 keeps whole numbers in float32.
+    more = sum(2 * rows * columns + 4 * rows for rows, columns in sizes)
+    other = -more if quantization == "w8a8" else 0
+    assert fewer == (saved[quantization] if is_packed else other)
     assert ("dequantized numbers" in spec.quant.notes[0]) == (not is_packed)
 
 
@@ -92,8 +121,8 @@ def test_routers_and_experts_stay_as_they_are(tmp_path: Path) -> None:
     fields = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     spec = quantize_at_load(spec_of(tmp_path, "Qwen3Moe", **fields), "int8", "cpu")
 
-    assert "12 linear layers" in spec.quant.notes[0]
-    for name in ("lm_head", "model.layers.0.mlp.gate", "model.layers.0.mlp.experts.0.up_proj"):
+    assert "13 linear layers" in spec.quant.notes[0]
+    for name in ("model.layers.0.mlp.gate", "model.layers.0.mlp.experts.0.up_proj"):
         assert spec.quant.skips(name)
     assert not spec.quant.skips("model.layers.0.self_attn.q_proj")
 

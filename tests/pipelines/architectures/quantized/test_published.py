@@ -27,6 +27,7 @@ from quire.pipelines.architectures.quantized.gptq_awq import (
     GPTQEncoding,
     PackQuantizedEncoding,
 )
+from quire.pipelines.architectures.quantized.int8 import W8A8Encoding
 
 DECODER = {
     "hidden_size": 256,
@@ -70,6 +71,7 @@ ARGS = {"actorder": None, "block_structure": None, "dynamic": False, "group_size
 E4M3 = {**ARGS, "num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor"}
 INT4 = {**E4M3, "num_bits": 4, "type": "int", "strategy": "group", "group_size": 128}
 FP4 = {**E4M3, "num_bits": 4, "strategy": "tensor_group", "group_size": 16}
+INT8 = {**E4M3, "type": "int", "strategy": "channel", "observer": "mse"}
 TOKENS = {**E4M3, "strategy": "token", "dynamic": True, "observer": None}
 MODELOPT = {"quant_method": "modelopt", "producer": {"name": "modelopt", "version": "0.35.0"}}
 BLOCKS = {
@@ -189,6 +191,15 @@ ROWS: dict[str, tuple[dict[str, Any], Encoding]] = {
             "weight_block_size": None,
         },
         float8(TENSOR, STATIC_INPUT, "weight_scale", "weight_scale_inv", **AUTO_NAMES),
+    ),
+    "RedHatAI quantized.w8a8": (
+        compressed(
+            "int-quantized",
+            INT8,
+            {**INT8, "strategy": "token", "dynamic": True, "observer": "memoryless"},
+            quantization_status="frozen",
+        ),
+        W8A8Encoding(),
     ),
     "Qwen3 FP8": (BLOCKS, float8(BLOCKWISE, PER_BLOCK, "weight_scale_inv")),
     "DeepSeek-V3.1": (

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from quire.config.errors import ModelError
+from quire.pipelines.architectures import encodings
 from quire.pipelines.architectures.config_file import ConfigFile
 from quire.pipelines.architectures.quant_config import UNQUANTIZED, QuantConfig
+from quire.pipelines.architectures.quantized import int8
 from quire.pipelines.architectures.quantized.float8 import (
     PER_BLOCK,
     PER_TOKEN,
@@ -20,6 +22,7 @@ from quire.pipelines.architectures.quantized.float8 import (
 )
 from quire.pipelines.architectures.quantized.fp4 import NVFP4
 from quire.pipelines.architectures.quantized.gptq_awq import GPTQEncoding
+from quire.pipelines.architectures.quantized.int8 import Int8Encoding, W8A8Encoding
 from quire.pipelines.architectures.quantized.read import read_quant_config
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}
@@ -30,6 +33,8 @@ MODELOPT = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
 E4M3 = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False, "strategy": "tensor"}
 INT4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128}
 TOKENS = {**E4M3, "strategy": "token", "dynamic": True}
+INT8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
+INT8_TOKENS = {**INT8, "strategy": "token", "dynamic": True}
 
 
 def compressed(
@@ -107,6 +112,44 @@ def test_float8_schemes(values: dict[str, Any], config: Float8Config) -> None:
     assert float8(values) == config
 
 
+@pytest.mark.parametrize(
+    ("values", "encoding", "scale"),
+    [
+        (compressed("int-quantized", INT8, INT8_TOKENS), W8A8Encoding(), (256, 1)),
+        (compressed("int-quantized", INT8, None), Int8Encoding(), (256, 1)),
+        (
+            compressed("naive-quantized", {**INT8, "strategy": "tensor"}, INT8_TOKENS),
+            W8A8Encoding(is_tensor=True),
+            (),
+        ),
+    ],
+)
+def test_int8_schemes(
+    values: dict[str, Any], encoding: Int8Encoding, scale: tuple[int, ...]
+) -> None:
+    found = read(values).encoding
+
+    assert found == encoding
+    tensors = found.tensors(256, 512)
+    assert tensors["weight"].dtypes == ("I8",)
+    assert tensors["weight_scale"].shape == scale
+    assert found.device_bytes(256, 512, "bfloat16", "cuda") == 256 * 512 + 4 * 256
+
+
+@pytest.mark.parametrize("is_built", [True, False])
+def test_a_cpu_holds_int8_as_its_kernels_compute(
+    is_built: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "library", lambda: object() if is_built else None)
+    weight_only = Int8Encoding().device_bytes(256, 512, "bfloat16", "cpu")
+    w8a8 = W8A8Encoding().device_bytes(256, 512, "bfloat16", "cpu")
+
+    packed = 256 * 512 + 4 * 256
+    assert (weight_only, w8a8) == (
+        (packed, packed) if is_built else (256 * 512 * 2, 4 * 256 * 512 + 4 * 256)
+    )
+
+
 def test_float8_blocks_are_the_same_by_both_names() -> None:
     weights = {**E4M3, "strategy": "block", "block_structure": [128, 128]}
     inputs = {**E4M3, "strategy": "group", "group_size": 128, "dynamic": True}
@@ -181,7 +224,30 @@ REFUSED: list[tuple[object, str]] = [
     ({**BLOCKS, "activation_scheme": "static"}, "activation_scheme: expected dynamic"),
     ({**MODELOPT, "quant_algo": "W4A16_AWQ"}, "quant_algo: expected FP8, NVFP4 or W4A16_NVFP4"),
     ({**MODELOPT, "group_size": 32}, "group_size: expected 16"),
-    (compressed("int-quantized", E4M3, None), "format: expected one of float-quantized"),
+    (compressed("marlin-24", E4M3, None), "format: expected one of float-quantized"),
+    (compressed("int-quantized", E4M3, None), "weights: type: expected int"),
+    (compressed("int-quantized", {**INT8, "num_bits": 4}, None), "num_bits: expected 8, found 4"),
+    (compressed("int-quantized", {**INT8, "symmetric": False}, None), "symmetric: expected true"),
+    (
+        compressed("int-quantized", {**INT8, "strategy": "group", "group_size": 128}, None),
+        "weights: strategy: expected tensor or channel",
+    ),
+    (
+        compressed("int-quantized", INT8, {**INT8_TOKENS, "dynamic": False}),
+        "input_activations: dynamic: expected true",
+    ),
+    (
+        compressed("int-quantized", INT8, {**INT8_TOKENS, "strategy": "tensor"}),
+        "input_activations: strategy: expected token",
+    ),
+    (
+        compressed("int-quantized", INT8, {**INT8_TOKENS, "symmetric": False}),
+        "input_activations: symmetric: expected true",
+    ),
+    (
+        compressed("int-quantized", INT8, {**INT8_TOKENS, "num_bits": 4}),
+        "input_activations: num_bits: expected 8",
+    ),
     (float_quantized(config_groups={}), "config_groups: expected one group"),
     (float_quantized(group={"targets": ["re:.*"]}), r'targets: expected \["Linear"\]'),
     (float_quantized(group={"output_activations": E4M3}), "output_activations: expected nothing"),
@@ -232,24 +298,31 @@ def test_what_is_not_supported_is_refused_by_name(values: object, message: str) 
 
 
 @pytest.mark.parametrize(
-    ("values", "sizes", "device_bytes"),
+    ("values", "on_gpu", "on_cpu"),
     [
-        # 4 bits, and for each group a zero point of 4 bits and a float16.
-        (GPTQ, (256, 512), 256 * 512 // 2 + 4 * 256 // 2 + 4 * 256 * 2),
-        (AWQ, (256, 512), 256 * 512 // 2 + 4 * 256 // 2 + 4 * 256 * 2),
-        (BLOCKS, (256, 512), 256 * 512 + 2 * 4 * 4),
-        (MODELOPT, (256, 512), 256 * 512 // 2 + 256 * 32 + 4),
+        # 4 bits, and for each group a zero point of 4 bits and a float16; on a CPU two float32.
+        (GPTQ, 256 * 512 // 2 + 4 * 256 // 2 + 4 * 256 * 2, 256 * 512 // 2 + 4 * 256 * 8),
+        (AWQ, 256 * 512 // 2 + 4 * 256 // 2 + 4 * 256 * 2, 256 * 512 // 2 + 4 * 256 * 8),
+        (BLOCKS, 256 * 512 + 2 * 4 * 4, None),
+        (MODELOPT, 256 * 512 // 2 + 256 * 32 + 4, None),
         # Activations stay as they are, for which there is no fp8 kernel.
-        (compressed("float-quantized", E4M3, None), (256, 512), 256 * 512 * 2),
+        (compressed("float-quantized", E4M3, None), 256 * 512 * 2, None),
     ],
 )
-def test_the_device_holds_what_is_stored_and_a_cpu_plain_numbers(
-    values: dict[str, Any], sizes: tuple[int, int], device_bytes: int
+@pytest.mark.parametrize("is_built", [True, False])
+def test_a_device_holds_what_it_computes_with(
+    values: dict[str, Any],
+    on_gpu: int,
+    on_cpu: int | None,
+    is_built: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    encoding = read(values).encoding
+    monkeypatch.setattr(encodings, "library", lambda: object() if is_built else None)
+    encoding, plain = read(values).encoding, 256 * 512 * 2
 
-    assert encoding.device_bytes(*sizes, "bfloat16", "cuda") == device_bytes
-    assert encoding.device_bytes(*sizes, "bfloat16", "cpu") == sizes[0] * sizes[1] * 2
+    assert encoding.device_bytes(256, 512, "bfloat16", "cuda") == on_gpu
+    found = encoding.device_bytes(256, 512, "bfloat16", "cpu")
+    assert found == (on_cpu if is_built and on_cpu is not None else plain)
 
 
 @pytest.mark.parametrize(

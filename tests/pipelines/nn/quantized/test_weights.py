@@ -10,16 +10,16 @@ import torch
 from parity.families.quantized import AT_LOAD, METHODS
 
 from quire.config.errors import ConfigError, ModelError
+from quire.kernels.linear.cpu_native import CompiledLinear
 from quire.kernels.native import library
 from quire.pipelines.architectures.config_file import ConfigFile
-from quire.pipelines.architectures.encodings import Encoding
+from quire.pipelines.architectures.encodings import Encoding, PackedEncoding
 from quire.pipelines.architectures.quantized.at_load import ENCODINGS
 from quire.pipelines.architectures.quantized.float8 import Float8Encoding, Float8InputScaleSpec
 from quire.pipelines.architectures.quantized.modelopt import read_modelopt
 from quire.pipelines.architectures.quantized.read import read_quant_config
 from quire.pipelines.nn.linear import Linear, StackedLinear
 from quire.pipelines.nn.linear_weight import LinearWeight
-from quire.pipelines.nn.quantized.int8 import Int8Weight
 from quire.pipelines.nn.sharding import ShardingStrategy
 from quire.pipelines.nn.weight_kinds import WEIGHT_KINDS
 
@@ -137,12 +137,27 @@ def quantized_input(x: torch.Tensor, spec: Float8InputScaleSpec) -> torch.Tensor
     return (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).double() * scale.double()
 
 
+def through_int8(x: torch.Tensor) -> torch.Tensor:
+    scale = x.float().abs().amax(1, keepdim=True) / 127
+    return (x.float() / scale).round().double() * scale.double()
+
+
+def without_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (
+        "pipelines.nn.quantized.int8",
+        "pipelines.architectures.encodings",
+        "kernels.linear.cpu_native",
+        "kernels.w8a8.prepared",
+    ):
+        monkeypatch.setattr(f"quire.{module}.library", lambda: None)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_the_kernels_of_a_gpu_compute_with_these_numbers(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their definitions, that is, which run anywhere."""
-    monkeypatch.setattr("quire.pipelines.nn.quantized.int8.library", lambda: None)
+    without_library(monkeypatch)
     numbers, weight = packed(name, random_weight())
     x, bias = torch.randn(5, IN), torch.randn(OUT)
     encoding = encoding_of(name)
@@ -153,9 +168,11 @@ def test_the_kernels_of_a_gpu_compute_with_these_numbers(
     elif name == "fp8 at load":
         scale = x.abs().amax(1, keepdim=True) / 448
         seen = (x / scale).to(torch.float8_e4m3fn).double() * scale.double()
+    elif "w8a8" in name:
+        seen = through_int8(x)
 
     assert weight.is_packed_on(torch.device("cuda"))
-    assert not weight.is_packed_on(CPU)
+    assert weight.is_packed_on(CPU) == ("w8a8" in name)
     actual = weight.apply_packed(bias, CPU)(x)
 
     expected = seen @ numbers.double().t() + bias
@@ -163,11 +180,16 @@ def test_the_kernels_of_a_gpu_compute_with_these_numbers(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_compiled_kernels_of_a_cpu_compute_with_int8(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "name", ["int8 at load", "int8 compressed", "w8a8 at load", "w8a8 compressed"]
+)
+def test_the_compiled_kernels_of_a_cpu_compute_with_int8(name: str, dtype: torch.dtype) -> None:
     if library() is None:
         pytest.skip("no compiled library")
-    source = {"weight": random_weight()}
-    weight = Int8Weight.from_tensors(encoding_of("int8 at load"), source, dtype)
+    _, tensors = ALL[name].quantize(random_weight())
+    encoding = encoding_of(name)
+    weight = WEIGHT_KINDS[type(encoding)].from_tensors(encoding, tensors, dtype)
+    assert weight.weight_scale is not None
     x, bias = torch.randn(5, IN).to(dtype), torch.randn(OUT).to(dtype)
 
     assert weight.is_packed_on(CPU)
@@ -175,9 +197,70 @@ def test_the_compiled_kernels_of_a_cpu_compute_with_int8(dtype: torch.dtype) -> 
 
     assert actual.dtype == dtype
     numbers = weight.weight.double() * weight.weight_scale
-    expected = x.double() @ numbers.t() + bias.double()
+    seen = through_int8(x) if "w8a8" in name else x.double()
+    expected = seen @ numbers.t() + bias.double()
     epsilon = torch.finfo(dtype).eps
     torch.testing.assert_close(actual.double(), expected, rtol=epsilon, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_w8a8_has_the_same_bits_without_the_compiled_kernels(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if library() is None:
+        pytest.skip("no compiled library")
+    _, tensors = ALL["w8a8 compressed"].quantize(random_weight(in_dim=1300))
+    encoding = encoding_of("w8a8 compressed")
+    weight = WEIGHT_KINDS[type(encoding)].from_tensors(encoding, tensors, dtype)
+    x, bias = torch.randn(50, 1300).to(dtype), torch.randn(OUT).to(dtype)
+    compiled = weight.prepare(bias, CPU, None)(x)
+
+    monkeypatch.setattr("quire.kernels.w8a8.prepared.library", lambda: None)
+
+    plain = weight.prepare(bias, CPU, None)
+    assert torch.equal(plain(x), compiled)
+    assert torch.equal(plain(x[7:8]), compiled[7:8])
+
+
+IN_GROUPS = [name for name in ALL if isinstance(encoding_of(name), PackedEncoding)]
+IN_GROUPS = [name for name in IN_GROUPS if encoding_of(name).number_groups is not None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", IN_GROUPS)
+def test_the_compiled_kernels_of_a_cpu_compute_with_groups(name: str, dtype: torch.dtype) -> None:
+    if library() is None:
+        pytest.skip("no compiled library")
+    numbers, tensors = ALL[name].quantize(random_weight())
+    encoding = encoding_of(name)
+    weight = WEIGHT_KINDS[type(encoding)].from_tensors(encoding, tensors, dtype)
+    x, bias = torch.randn(5, IN).to(dtype), torch.randn(OUT).to(dtype)
+
+    assert weight.is_packed_on(CPU)
+    apply = weight.prepare(bias, CPU, None)
+    actual = apply(x)
+
+    expected = x.double() @ numbers.double().t() + bias.double()
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-4)
+    layer = apply if isinstance(apply, CompiledLinear) else apply._linear
+    held = encoding.device_bytes(OUT, IN, "bfloat16", "cpu")
+    assert layer._kept[0].nbytes <= held < OUT * IN * 2
+
+
+@pytest.mark.parametrize("name", IN_GROUPS)
+def test_without_compiled_kernels_a_cpu_dequantizes(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_library(monkeypatch)
+    numbers, tensors = ALL[name].quantize(random_weight())
+    x = torch.randn(5, IN)
+
+    actual = layer(name, tensors)(x)
+
+    torch.testing.assert_close(actual, x @ numbers.t(), rtol=1e-4, atol=1e-4)
+    held = encoding_of(name).device_bytes(OUT, IN, "bfloat16", "cpu")
+    assert held == OUT * IN * 2
 
 
 def test_a_gpu_without_fp8_is_refused_at_load(monkeypatch: pytest.MonkeyPatch) -> None:

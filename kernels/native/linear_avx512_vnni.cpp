@@ -1,0 +1,36 @@
+// The variant for processors with AVX-512 and its int8 dot products.
+#include "linear.h"
+
+#ifdef QUIRE_X86_VARIANTS
+#include <immintrin.h>
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+
+namespace quire {
+namespace {
+
+#define LANES 16
+constexpr int MAX_ROWS = 12, VECTORS = 2, COLUMNS = VECTORS * LANES;
+
+inline __attribute__((always_inline)) __m512 fma(__m512 a, __m512 b, __m512 c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+
+#include "vectors.h"
+
+#include "widen_avx512.h"
+
+struct Float32Products;
+using Bf16Products = Float32Products;
+
+#include "linear_int8.h"
+
+#include "int8_quads_avx512.h"
+
+#include "linear_tile.h"
+
+}  // namespace
+
+const LinearVariant AVX512_VNNI_LINEAR = {layout, pack_rows, run};
+
+}  // namespace quire
+#endif

@@ -1,0 +1,30 @@
+// Weights in groups, for processors with AVX2 and FMA.
+#include "linear.h"
+
+#ifdef QUIRE_X86_VARIANTS
+#include <immintrin.h>
+#pragma GCC target("avx2,fma")
+
+namespace quire {
+namespace {
+
+#define LANES 8
+constexpr int MAX_ROWS = 6, VECTORS = 2, COLUMNS = VECTORS * LANES;
+
+inline __attribute__((always_inline)) __m256 fma(__m256 a, __m256 b, __m256 c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
+
+#include "vectors.h"
+
+struct Float32Numbers;
+using Bf16Numbers = Float32Numbers;
+
+#include "linear_groups.h"
+
+}  // namespace
+
+const LinearVariant AVX2_GROUPS = {layout, pack_rows, run};
+
+}  // namespace quire
+#endif
