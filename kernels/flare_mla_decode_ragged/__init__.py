@@ -89,9 +89,7 @@ def flare_mla_decode_ragged(
             flare_mla_decode_ragged_triton as run,
         )
     else:
-        from quire.kernels.flare_mla_decode_ragged.reference import (
-            flare_mla_decode_ragged_reference as run,
-        )
+        from quire.kernels.flare_mla_decode_ragged.cpu import flare_mla_decode_ragged_cpu as run
     return run(
         q_THD, latent_cache, batch, scale=scale, qk_rope_dim=qk_rope_dim, decode_plan=decode_plan
     )

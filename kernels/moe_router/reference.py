@@ -28,7 +28,7 @@ def moe_router_topk_reference(
     order = _descending(choice)
     if num_groups > 1:
         of_groups = choice if group_score == "max" else _without_nan(biased)
-        of_groups = of_groups.view(len(choice), num_groups, -1)
+        of_groups = of_groups.view(len(choice), num_groups, choice.shape[1] // num_groups)
         count = 1 if group_score == "max" else 2
         worth = _without_nan(of_groups.topk(count, -1).values.sum(-1))
         chosen = _descending(worth)[:, :top_k_groups]

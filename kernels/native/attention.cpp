@@ -7,6 +7,12 @@
 #include "threads.h"
 
 namespace quire {
+
+Scratch& scratch_of_thread() {
+    static thread_local Scratch scratch;
+    return scratch;
+}
+
 namespace {
 
 const Variant* variant_of(int64_t instruction_set) {

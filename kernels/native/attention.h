@@ -9,7 +9,8 @@ constexpr int GROUP_KEYS = 16;    // keys that are packed at once; never more th
 constexpr int BLOCK_KEYS = 64;    // keys in one step of the online softmax
 constexpr int SPLIT_KEYS = 512;   // keys in one softmax state; states are merged in key order
 constexpr int TILE_ROWS = 64;     // rows (token, query head of one kv head) that share packed keys
-constexpr int MAX_HEAD_DIM = 256;
+constexpr int MAX_HEAD_DIM = 640;  // that of latents, each with its rotated key
+constexpr int MAX_LANES = 16;
 
 // As packed by Python: 8-byte fields only, so that there is no padding to agree on.
 struct AttentionCall {
@@ -37,6 +38,23 @@ struct Tile {
     int64_t num_splits;  // of `partial`
     const Tile* next;    // the thread's next one, whose first rows are fetched ahead, or null
 };
+
+// What a thread computes with: it runs one tile at a time, in one variant.
+struct Scratch {
+    alignas(64) uint32_t q[TILE_ROWS * MAX_HEAD_DIM];
+    alignas(64) uint32_t keys[MAX_HEAD_DIM * BLOCK_KEYS];    // [steps][BLOCK_KEYS]
+    alignas(64) uint32_t values[BLOCK_KEYS * MAX_HEAD_DIM];  // [steps][padded]
+    alignas(64) uint32_t stage[GROUP_KEYS * MAX_HEAD_DIM];
+    alignas(64) float scores[TILE_ROWS * BLOCK_KEYS];
+    alignas(64) uint32_t weights[TILE_ROWS * BLOCK_KEYS];
+    alignas(64) float sums[TILE_ROWS * MAX_LANES];
+    alignas(64) float acc[TILE_ROWS * MAX_HEAD_DIM];
+    alignas(64) float total_acc[TILE_ROWS * MAX_HEAD_DIM];
+    float maxima[TILE_ROWS], total_max[TILE_ROWS], total_sum[TILE_ROWS];
+    int64_t low[TILE_ROWS], high[TILE_ROWS];  // visible keys of each row
+};
+
+Scratch& scratch_of_thread();
 
 struct Variant {
     void (*attend)(const AttentionCall&, const Tile&);

@@ -6,23 +6,6 @@
 // at absolute positions into blocks and splits; a key outside a row's range is no operand of
 // that row, so that stale or foreign memory, NaN included, cannot reach it.
 
-struct Scratch {
-    alignas(64) uint32_t q[TILE_ROWS * MAX_HEAD_DIM];
-    alignas(64) uint32_t keys[MAX_HEAD_DIM * BLOCK_KEYS];    // [steps][BLOCK_KEYS]
-    alignas(64) uint32_t values[BLOCK_KEYS * MAX_HEAD_DIM];  // [steps][padded]
-    alignas(64) uint32_t stage[GROUP_KEYS * MAX_HEAD_DIM];
-    alignas(64) float scores[TILE_ROWS * BLOCK_KEYS];
-    alignas(64) uint32_t weights[TILE_ROWS * BLOCK_KEYS];
-    alignas(64) float sums[TILE_ROWS * LANES];
-    alignas(64) float acc[TILE_ROWS * MAX_HEAD_DIM];
-    alignas(64) float total_acc[TILE_ROWS * MAX_HEAD_DIM];
-    float maxima[TILE_ROWS], total_max[TILE_ROWS], total_sum[TILE_ROWS];
-    int64_t low[TILE_ROWS], high[TILE_ROWS];  // visible keys of each row
-};
-
-// One per thread: a thread runs one tile at a time.
-static thread_local Scratch thread_scratch;
-
 template <class Steps, class Query, class Cache>
 struct Attention {
     using Element = typename Steps::Element;
@@ -37,7 +20,7 @@ struct Attention {
     float score_scale, cap_scale;
 
     Attention(const AttentionCall& call, const Tile& tile)
-        : call(call), tile(tile), scratch(thread_scratch) {
+        : call(call), tile(tile), scratch(scratch_of_thread()) {
         constexpr double LOG2_E = 1.4426950408889634;
         dim = int(call.head_dim);
         padded = int(padded_dim(call));
@@ -80,7 +63,8 @@ struct Attention {
         for (int r = 0; r < tile.rows; r++)
             convert_row(reinterpret_cast<Element*>(scratch.q + r * steps),
                         q + index_of(r) * dim, dim);
-        if (padded != dim) __builtin_memset(scratch.values, 0, sizeof(scratch.values));
+        if (padded != dim)
+            __builtin_memset(scratch.values, 0, 4 * BLOCK_KEYS / Steps::KEYS * padded);
         if (tile.split >= 0) {
             attend_split(tile.split);
             for (int r = 0; r < tile.rows; r++)

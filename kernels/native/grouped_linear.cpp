@@ -30,6 +30,13 @@ bool has_groups(const GroupedLinearCall& call) {
     return true;
 }
 
+// Of the grouped order, `place` to `end`.
+void clear_rows(const GroupedLinearCall& call, int64_t place, int64_t end) {
+    const int64_t bytes = call.y_stride * width_of(call.weights->type);
+    char* y = static_cast<char*>(call.y);
+    if (place < end) std::memset(y + place * bytes, 0, (end - place) * bytes);
+}
+
 // The parts of the groups that have rows and a layer; rows without a layer become zero.
 int64_t parts_of_groups(const GroupedLinearCall& call, Part* parts) {
     const int64_t width = width_of(call.weights->type);
@@ -40,14 +47,14 @@ int64_t parts_of_groups(const GroupedLinearCall& call, Part* parts) {
     for (int64_t group = 0; group < call.count; group++) {
         const int64_t start = call.starts[group], rows = call.starts[group + 1] - start;
         if (rows == 0 || call.ids[group] < 0) continue;
-        std::memset(y + place * y_bytes, 0, (start - place) * y_bytes);
+        clear_rows(call, place, start);
         place = start + rows;
         parts[count++] = {call.weights + call.ids[group],
                           call.order == nullptr ? x + start * x_bytes : x,
                           call.order == nullptr ? nullptr : call.order + start,
                           y + start * y_bytes, rows};
     }
-    std::memset(y + place * y_bytes, 0, (call.rows - place) * y_bytes);
+    clear_rows(call, place, call.rows);
     return count;
 }
 

@@ -47,7 +47,7 @@ struct GroupedLinearCall {
     const LinearWeights* weights;  // [count]
     const void* x;
     void* y;
-    const int32_t* starts;  // [count + 1] of the rows of each group, or null: all rows for each layer
+    const int32_t* starts;  // [count + 1] rows of the groups, or null: all rows for each layer
     const int32_t* ids;     // [count] layer of each group; negative: its rows of y become zero
     const int32_t* order;   // [rows] row m is that of x order[m] / top_k; null: x has them in order
     int64_t count, rows, x_rows, top_k;

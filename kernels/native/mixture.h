@@ -116,6 +116,16 @@ static void route(const RouterCall& call, int64_t first, int64_t end) {
     call.type == FLOAT32 ? route_rows<float>(call, first, end) : route_rows<Bf16>(call, first, end);
 }
 
+// Numbers at even places, and those at odd ones.
+INLINE void part_pairs(const Bf16* from, Floats& even, Floats& odd) {
+    Words pairs = load<Words>(from);
+    even = bits_as<Floats>(pairs << 16), odd = bits_as<Floats>(pairs & 0xffff0000);
+}
+INLINE void part_pairs(const float* from, Floats& even, Floats& odd) {
+    for (int lane = 0; lane < LANES; lane++)
+        even[lane] = from[2 * lane], odd[lane] = from[2 * lane + 1];
+}
+
 template <class T>
 static void gate_rows(const GateCall& call, int64_t first, int64_t end) {
     const int64_t columns = call.columns;
@@ -126,11 +136,9 @@ static void gate_rows(const GateCall& call, int64_t first, int64_t end) {
         each_vector(columns, [&] VECTOR_OF(i, count) {
             Floats gate, up;
             if (call.is_interleaved) {
-                T both[2 * LANES] = {}, evens[LANES], odds[LANES];
-                __builtin_memcpy(both, row + 2 * i, 2 * count * BYTES<T>);
-                for (int lane = 0; lane < LANES; lane++)
-                    evens[lane] = both[2 * lane], odds[lane] = both[2 * lane + 1];
-                gate = widened(evens), up = widened(odds);
+                T both[2 * LANES] = {};
+                if (count < LANES) __builtin_memcpy(both, row + 2 * i, 2 * count * BYTES<T>);
+                part_pairs(count < LANES ? both : row + 2 * i, gate, up);
             } else {
                 gate = widened(row + i, count), up = widened(row + columns + i, count);
             }

@@ -18,6 +18,7 @@ extern "C" int64_t quire_best_instruction_set();
 bool fuzz_linear(int rounds);
 bool fuzz_threads();
 bool fuzz_rows(int rounds);
+bool fuzz_mixture(int rounds);
 
 namespace {
 
@@ -165,6 +166,7 @@ int main(int, char** arguments) {
                     if (!problem.check()) return 1;
                 }
     if (!fuzz_threads() || !fuzz_linear(rounds) || !fuzz_rows(2 * rounds)) return 1;
+    if (!fuzz_mixture(rounds)) return 1;
     std::puts("ok");
     return 0;
 }

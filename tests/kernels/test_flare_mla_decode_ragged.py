@@ -11,9 +11,13 @@ from quire.kernels.cases import Case, random_ragged_batch
 from quire.kernels.flare_mla_decode_ragged import flare_mla_decode_ragged
 from quire.kernels.flare_mla_decode_ragged.cases import SMALL_CASES, latent_case
 from quire.kernels.flare_mla_decode_ragged.kernel import flare_mla_decode_ragged_triton
+from quire.kernels.flare_mla_decode_ragged.reference import flare_mla_decode_ragged_reference
 from quire.kernels.flash_attention_ragged import plan_decode
+from quire.kernels.native import InstructionSet, library
 
 CPU = torch.device("cpu")
+NATIVE = library()
+SETS = () if NATIVE is None else tuple(s for s in InstructionSet if s <= NATIVE.instruction_set)
 SameBits = Callable[[torch.Tensor, torch.Tensor], bool]
 Attention = Callable[..., torch.Tensor]
 PATHS = [
@@ -55,6 +59,45 @@ def test_equals_torch_in_float64(case: Case) -> None:
 
     assert out.dtype == case.dtype
     torch.testing.assert_close(out.double(), sdpa(inputs), atol=case.tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("chosen", SETS, ids=lambda chosen: chosen.name.lower())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("widths", [(512, 64), (512, 128), (40, 8)])
+def test_every_compiled_variant_equals_torch_in_float64(
+    widths: tuple[int, int],
+    dtype: torch.dtype,
+    chosen: InstructionSet,
+    monkeypatch: pytest.MonkeyPatch,
+    same_bits: SameBits,
+) -> None:
+    monkeypatch.setattr(NATIVE, "instruction_set", chosen)
+    case = latent_case("", dtype, (5, *widths), ((1, 600), (1, 14), (20, 30)), 64)
+    inputs = case.build(CPU, torch.Generator().manual_seed(2))
+
+    out = flare_mla_decode_ragged(**inputs)
+
+    torch.testing.assert_close(out.double(), sdpa(inputs), atol=case.tolerance, rtol=0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert same_bits(flare_mla_decode_ragged(**inputs), out)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("way", ["no library", "float16", "pages of 8 tokens"])
+def test_what_is_not_compiled_is_torch_s(
+    way: str, monkeypatch: pytest.MonkeyPatch, same_bits: SameBits
+) -> None:
+    if way == "no library":
+        monkeypatch.setattr("quire.kernels.flare_mla_decode_ragged.cpu.library", lambda: None)
+    dtype = torch.float16 if way == "float16" else torch.float32
+    page_size = 8 if way == "pages of 8 tokens" else 16
+    case = latent_case("", dtype, (3, 16, 8), ((1, 30), (4, 9)), page_size)
+    inputs = case.build(CPU, torch.Generator().manual_seed(2))
+
+    assert same_bits(flare_mla_decode_ragged(**inputs), flare_mla_decode_ragged_reference(**inputs))
 
 
 @pytest.mark.parametrize("attention", PATHS)
