@@ -76,7 +76,7 @@ class WorkerProcess:
     def _load(self) -> WorkerEngine:
         epoch = self._boot.epoch
         self._send(Progress(epoch, "starting", 0.0))
-        # Imported by then (`_import_engine`), unless it failed: then the reason is logged here.
+        # Not at the top: `main` first sees to signals and to its parent.
         from quire.pipelines.worker.start import StartedEngine, start_worker
 
         settings = ModelSettings.model_validate(self._boot.settings)
