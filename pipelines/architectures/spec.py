@@ -29,8 +29,9 @@ class ModelSpec:
     """A decoder: an embedding, layers, a norm and a head.
 
     `lm_head` None: the embedding serves as head too; checkpoints may have it a second time, or
-    only, as `tied_head`. With `tied_encoding` the head is made of a copy of it. Logits are multiplied by `logit_scale`, then
-    limited by `logit_soft_cap` (Gemma 2). `positions` is a learned row per position (GPT-2).
+    only, as `tied_head`. With `tied_encoding` the head is made of a copy of it. Logits are
+    multiplied by `logit_scale`, then limited by `logit_soft_cap` (Gemma 2). `positions` is a learned
+    row per position (GPT-2).
     Checkpoint tensors whose name begins with one of `ignored_weights` are left unread: they belong
     to a part of the checkpoint that is not served. `renamed_weights`: prefixes that some checkpoints
     have, and what they stand for; the other fields know only the latter.

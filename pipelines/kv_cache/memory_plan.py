@@ -164,10 +164,12 @@ def weight_memory(spec: ModelSpec, dtype: str, device_type: str) -> int:
     """Bytes of the weights as the device holds them.
 
     On a CPU matrices are repacked for its matrix units. The compiled library's layout serves as an
-    embedding too; without it one that the logits share is there twice.
+    embedding too; without it one that the logits share is there twice. Where the logits have a copy
+    in another encoding, that is all.
     """
     num_bytes = spec.weight_bytes(dtype, device_type)
-    is_twice = spec.tie_word_embeddings and (spec.keeps_embedding or library() is None)
+    is_shared = spec.tie_word_embeddings and spec.tied_encoding is None
+    is_twice = is_shared and (spec.keeps_embedding or library() is None)
     if is_twice and device_type == "cpu":
         num_bytes += spec.vocab_size * spec.hidden_size * ITEM_BYTES[dtype]
     return num_bytes

@@ -14,7 +14,7 @@ from quire.pipelines.architectures.load import load_model_spec
 from quire.pipelines.architectures.quantized import int8
 from quire.pipelines.architectures.quantized.at_load import ENCODINGS, quantize_at_load
 from quire.pipelines.architectures.spec import ModelSpec
-from quire.pipelines.kv_cache.memory_plan import plan_memory
+from quire.pipelines.kv_cache.memory_plan import plan_memory, weight_memory
 
 GIB = 1024**3
 HEAD = (VOCAB_SIZE, 64)
@@ -73,6 +73,22 @@ def test_a_head_that_is_the_embedding_is_a_copy_in_int8(tmp_path: Path) -> None:
     assert spec.streamed_weight_bytes(*plain) == streamed
     assert "the head is a copy of the embedding in int8" in spec.quant.notes[0]
     assert quantize_at_load(dense, "fp8", "cuda").tied_encoding is None
+
+
+def test_on_a_cpu_a_tied_head_in_int8_is_the_only_copy_of_the_embedding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "library", lambda: object())
+    dense = spec_of(tmp_path, tie_word_embeddings=True)
+    rows, columns = HEAD
+
+    spec = quantize_at_load(dense, "int8", "cpu")
+
+    sizes = [*linear_sizes(dense), HEAD]
+    saved = sum(rows * columns - 4 * rows for rows, columns in sizes)
+    plain = "bfloat16", "cpu"
+    both = dense.weight_bytes(*plain) + 2 * rows * columns
+    assert weight_memory(spec, *plain) == both - saved
 
 
 @pytest.mark.parametrize("is_built", [True, False])

@@ -179,49 +179,6 @@ def test_the_kernels_of_a_gpu_compute_with_these_numbers(
     torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(
-    "name", ["int8 at load", "int8 compressed", "w8a8 at load", "w8a8 compressed"]
-)
-def test_the_compiled_kernels_of_a_cpu_compute_with_int8(name: str, dtype: torch.dtype) -> None:
-    if library() is None:
-        pytest.skip("no compiled library")
-    _, tensors = ALL[name].quantize(random_weight())
-    encoding = encoding_of(name)
-    weight = WEIGHT_KINDS[type(encoding)].from_tensors(encoding, tensors, dtype)
-    assert weight.weight_scale is not None
-    x, bias = torch.randn(5, IN).to(dtype), torch.randn(OUT).to(dtype)
-
-    assert weight.is_packed_on(CPU)
-    actual = weight.prepare(bias, CPU, None)(x)
-
-    assert actual.dtype == dtype
-    numbers = weight.weight.double() * weight.weight_scale
-    seen = through_int8(x) if "w8a8" in name else x.double()
-    expected = seen @ numbers.t() + bias.double()
-    epsilon = torch.finfo(dtype).eps
-    torch.testing.assert_close(actual.double(), expected, rtol=epsilon, atol=1e-4)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_w8a8_has_the_same_bits_without_the_compiled_kernels(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if library() is None:
-        pytest.skip("no compiled library")
-    _, tensors = ALL["w8a8 compressed"].quantize(random_weight(in_dim=1300))
-    encoding = encoding_of("w8a8 compressed")
-    weight = WEIGHT_KINDS[type(encoding)].from_tensors(encoding, tensors, dtype)
-    x, bias = torch.randn(50, 1300).to(dtype), torch.randn(OUT).to(dtype)
-    compiled = weight.prepare(bias, CPU, None)(x)
-
-    monkeypatch.setattr("quire.kernels.w8a8.prepared.library", lambda: None)
-
-    plain = weight.prepare(bias, CPU, None)
-    assert torch.equal(plain(x), compiled)
-    assert torch.equal(plain(x[7:8]), compiled[7:8])
-
-
 IN_GROUPS = [name for name in ALL if isinstance(encoding_of(name), PackedEncoding)]
 IN_GROUPS = [name for name in IN_GROUPS if encoding_of(name).number_groups is not None]
 
