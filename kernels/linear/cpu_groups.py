@@ -97,9 +97,7 @@ def gguf_matrix(blocks: torch.Tensor, encoding: str) -> StoredMatrix:
     width = in_features(blocks.shape[1], encoding)
     numbers = torch.empty(rows, width * layout.bits // 8, dtype=torch.uint8)
     scales = torch.empty(width // layout.size, rows)
-    # Without offsets one group is a scale per row, whose numbers must not be -128.
-    has_offsets = layout.has_offsets or (layout.bits == 8 and len(scales) == 1)
-    offsets = torch.zeros_like(scales) if has_offsets else None
+    offsets = torch.empty_like(scales) if layout.has_offsets else None
     step = max(_NUMBERS_AT_ONCE // width, 1)
     for start in range(0, rows, step):
         part = slice(start, start + step)

@@ -63,6 +63,14 @@ INLINE void fetch_ahead(const char* from, int64_t ahead, int64_t bytes) {
         __builtin_prefetch(reinterpret_cast<const char*>(uintptr_t(from) + ahead + byte), 0, 2);
 }
 
+// In a register: the compiler would read words from memory again for each of their steps.
+INLINE Ints held(Ints words) {
+#ifdef QUIRE_X86_VARIANTS
+    asm("" : "+v"(words));
+#endif
+    return words;
+}
+
 template <class Numbers, class T, int BITS>
 struct GroupLinear {
     static constexpr int PER_WORD = 32 / BITS;
@@ -185,7 +193,7 @@ struct GroupLinear {
         for (int group = 0; group < chunk.groups; group++, from += chunk.side_bytes())
             for (int word = 0; word < chunk.words; word++, from += ROW_BYTES)
                 for (int v = 0; v < VECTORS; v++) {
-                    Ints words = load<Ints>(from + v * sizeof(Ints));
+                    Ints words = held(load<Ints>(from + v * sizeof(Ints)));
                     for (int step = 0; step < WORD_STEPS; step++)
                         store(ready + ((group * chunk.words + word) * WORD_STEPS + step) * COLUMNS +
                                   v * LANES,
@@ -242,7 +250,7 @@ struct GroupLinear {
                     for (int v = 0; v < WIDE; v++) {
                         const char* vector = from + v / VECTORS * chunk.panel_bytes +
                                              v % VECTORS * sizeof(Ints);
-                        words[v] = load<Ints>(vector);
+                        words[v] = held(load<Ints>(vector));
                         if (v % VECTORS == 0) fetch_ahead(vector, chunk.ahead, ROW_BYTES);
                     }
                 multiply_word<IS_READY>(inputs.x, words, ready, dot);

@@ -48,17 +48,10 @@ struct Bf16Numbers {
         }
         return of_bytes(bits_as<__m512i>(words), step);
     }
-    // Two bytes from a table by size, and the sign; the table ends at 127.
     INLINE Ints of_bytes(__m512i bytes, int step) {
         constexpr uint64_t EVEN = 0x5555555555555555;
-        const __m512i least = _mm512_set1_epi8(-128), sizes = _mm512_abs_epi8(bytes);
-        __m512i low = _mm512_permutex2var_epi8(load<__m512i>(TABLE.low), sizes,
-                                               load<__m512i>(TABLE.low + 64));
-        __m512i high = _mm512_permutex2var_epi8(load<__m512i>(TABLE.high), sizes,
-                                                load<__m512i>(TABLE.high + 64));
-        high = _mm512_ternarylogic_epi32(high, bytes, least, 0xf8);  // high | (bytes & least)
-        high = _mm512_mask_mov_epi8(high, _mm512_cmpeq_epi8_mask(bytes, least),
-                                    _mm512_set1_epi8(int8_t(0xc3)));  // of -128: 0xc300
+        __m512i low, high;
+        bytes_of_bf16(bytes, low, high);
         if (step == 0)
             return bits_as<Ints>(_mm512_mask_mov_epi8(_mm512_slli_epi16(high, 8), EVEN, low));
         return bits_as<Ints>(_mm512_mask_mov_epi8(high, EVEN, _mm512_srli_epi16(low, 8)));

@@ -17,17 +17,22 @@ struct Bf16Table {
 
 constexpr Bf16Table TABLE;
 
-// A step of 32 columns: int8 are bfloat16 as they are, two bytes from a table by size and the sign.
+// int8 are bfloat16 as they are: two bytes from a table by size and the sign.
 // The table has no place for 128, whose low byte is that of 0.
-INLINE void read_pairs(const int8_t* from, Ints* to) {
-    __m512i bytes = _mm512_loadu_si512(from), sizes = _mm512_abs_epi8(bytes);
-    __m512i low = _mm512_permutex2var_epi8(load<__m512i>(TABLE.low), sizes,
-                                           load<__m512i>(TABLE.low + 64));
-    __m512i high = _mm512_permutex2var_epi8(load<__m512i>(TABLE.high), sizes,
-                                            load<__m512i>(TABLE.high + 64));
+INLINE void bytes_of_bf16(__m512i bytes, __m512i& low, __m512i& high) {
+    __m512i sizes = _mm512_abs_epi8(bytes);
+    low = _mm512_permutex2var_epi8(load<__m512i>(TABLE.low), sizes, load<__m512i>(TABLE.low + 64));
+    high = _mm512_permutex2var_epi8(load<__m512i>(TABLE.high), sizes,
+                                    load<__m512i>(TABLE.high + 64));
     high = _mm512_mask_mov_epi8(high, _mm512_movepi8_mask(sizes), _mm512_set1_epi8(0x43));
     // high | (bytes & 0x80)
     high = _mm512_ternarylogic_epi32(high, bytes, _mm512_set1_epi8(-128), 0xf8);
+}
+
+// A step of 32 columns.
+INLINE void read_pairs(const int8_t* from, Ints* to) {
+    __m512i low, high;
+    bytes_of_bf16(_mm512_loadu_si512(from), low, high);
     to[0] = bits_as<Ints>(_mm512_unpacklo_epi8(low, high));
     to[1] = bits_as<Ints>(_mm512_unpackhi_epi8(low, high));
 }

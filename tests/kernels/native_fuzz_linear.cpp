@@ -55,6 +55,74 @@ struct Numbers {
     }
 };
 
+// A layer of whole numbers in groups, of which each word of 32 bits holds some.
+struct Groups {
+    int64_t bits, size, count, depth, width;
+    std::vector<uint32_t> words;
+    Numbers scales, offsets;
+    bool has_offsets = draw(0, 1);
+
+    Groups(int64_t bits, int64_t width)
+        : bits(bits), size(16 * draw(1, draw(0, 1) ? 4 : 24)), count(draw(1, 6)),
+          depth(size * count), width(width), words(width * depth * bits / 32),
+          scales(FLOAT32, width * count), offsets(FLOAT32, width * count) {
+        if (count == 1 && bits == 8) has_offsets = true;
+        for (uint32_t& word : words) word = uint32_t(generator());
+    }
+    double at(int64_t row, int64_t k) const {
+        const int64_t bit = (row * depth + k) * bits;
+        const int32_t number = int32_t(words[bit / 32] << (32 - bits - bit % 32)) >> (32 - bits);
+        const int64_t side = k / size * width + row;
+        return number * scales.at(side) + (has_offsets ? offsets.at(side) : 0);
+    }
+};
+
+bool is_right_in_groups(int64_t set, int64_t type, int64_t bits) {
+    const int64_t rows = draw(0, 1) ? draw(0, 30) : draw(150, 420);
+    Groups groups(bits, draw(1, 90));
+    const int64_t width = groups.width, depth = groups.depth;
+    Numbers x(type, rows * depth), y(type, rows * width);
+    LinearWeights weights{};
+    weights.scales = reinterpret_cast<const float*>(groups.scales.bytes.data());
+    if (groups.has_offsets)
+        weights.offsets = reinterpret_cast<const float*>(groups.offsets.bytes.data());
+    weights.out_features = width, weights.in_features = depth, weights.instruction_set = set;
+    weights.type = weights.activation_type = type, weights.weight_type = bits == 4 ? INT4 : INT8;
+    weights.group_size = groups.size;
+    std::vector<uint8_t> packed(quire_linear_bytes(&weights));
+    weights.packed = packed.data();
+    if (quire_linear_pack(&weights, groups.words.data(), draw(1, 2)) != OK) return false;
+    // Whether there are offsets is all that is still asked.
+    weights.scales = reinterpret_cast<const float*>(packed.data());
+    if (groups.has_offsets) weights.offsets = weights.scales;
+    if (quire_linear(&weights, x.bytes.data(), y.bytes.data(), rows, draw(1, 3)) != OK)
+        return false;
+    for (int i = 0; i < (rows ? 5 : 0); i++) {
+        int64_t row = draw(0, rows - 1), column = draw(0, width - 1);
+        double wanted = 0, size = 0, found = y.at(row * width + column);
+        for (int64_t k = 0; k < depth; k++) {
+            const double product = x.at(row * depth + k) * groups.at(column, k);
+            wanted += product, size += std::fabs(product);
+        }
+        double tolerance = type == FLOAT32 ? 1e-5 : 1.0 / 128;
+        if (!(std::fabs(found - wanted) <= 1e-5 * size + tolerance * std::fabs(wanted))) {
+            std::printf("set %d, type %d, %d bits: %g is not %g\n", int(set), int(type),
+                        int(bits), found, wanted);
+            return false;
+        }
+        Numbers alone(type, width);
+        size_t bytes = depth * x.width();
+        quire_linear(&weights, x.bytes.data() + row * bytes, alone.bytes.data(), 1, 1);
+        if (std::memcmp(&y.bytes[row * alone.bytes.size()], alone.bytes.data(),
+                        alone.bytes.size())) {
+            std::printf("set %d, type %d, %d bits: row %d of %d is not as alone\n", int(set),
+                        int(type), int(bits), int(row), int(rows));
+            return false;
+        }
+    }
+    return true;
+}
+
 // As the layer sees them: of a row in int8, its numbers times their scale.
 std::vector<double> seen(const Numbers& x, int64_t row, int64_t depth, bool is_int8) {
     std::vector<double> values(depth);
@@ -133,9 +201,12 @@ bool fuzz_linear(int rounds) {
 #endif
     for (int round = 0; round < rounds; round++)
         for (int64_t set = 0; set <= quire_linear_instruction_set(); set++)
-            for (int64_t type : {FLOAT32, BFLOAT16})
+            for (int64_t type : {FLOAT32, BFLOAT16}) {
                 for (int64_t weight_type : {type, int64_t(INT8)})
                     for (int64_t activation_type : {type, weight_type})
                         if (!is_right(set, type, weight_type, activation_type)) return false;
+                for (int64_t bits : {4, 8})
+                    if (!is_right_in_groups(set, type, bits)) return false;
+            }
     return true;
 }
