@@ -6,7 +6,7 @@
 namespace quire {
 
 constexpr int GROUP_KEYS = 16;    // keys that are packed at once; never more than a page
-constexpr int BLOCK_KEYS = 64;    // keys in one step of the online softmax
+constexpr int BLOCK_KEYS = 128;   // keys in one step of the online softmax
 constexpr int SPLIT_KEYS = 512;   // keys in one softmax state; states are merged in key order
 constexpr int TILE_ROWS = 64;     // rows (token, query head of one kv head) that share packed keys
 constexpr int MAX_HEAD_DIM = 256;
