@@ -7,6 +7,7 @@ It blocks in poll when idle. It dies with the API process: the kernel sends SIGK
 import gc
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -76,7 +77,7 @@ class WorkerProcess:
     def _load(self) -> WorkerEngine:
         epoch = self._boot.epoch
         self._send(Progress(epoch, "starting", 0.0))
-        # Not at the top: `main` first sees to signals and to its parent.
+        _import_engine()
         from quire.pipelines.worker.start import StartedEngine, start_worker
 
         settings = ModelSettings.model_validate(self._boot.settings)
@@ -176,7 +177,7 @@ def _end_with_input() -> None:
 
 
 def _import_engine() -> None:
-    """Torch and all that needs it: two seconds, in which the API process prepares the boot line.
+    """Torch and all that needs it: two seconds, in which the API process may prepare the boot line.
 
     From here until the model is loaded nothing is collected: nearly all of it stays.
     """
@@ -201,7 +202,9 @@ def main() -> None:
     parent = os.getppid()
     die_with_parent(parent)
     prefer_as_oom_victim()
-    _import_engine()
+    # Told already, it first says that it is there: whoever waits for it would think it hangs.
+    if not select.select([sys.stdin], [], [], 0)[0]:
+        _import_engine()
     line = sys.stdin.buffer.readline()
     if not line:
         return
