@@ -28,9 +28,10 @@ inline __attribute__((always_inline)) float max_of(__m256 vector) {
 using Bf16Steps = Float32Steps;
 
 // Rows of 8 columns to columns of 8 rows.
-INLINE void transpose8(const uint32_t* rows, int stride, uint32_t* to) {
+INLINE void transpose8(const uint32_t* const* rows, int64_t column, uint32_t* to,
+                       int64_t stride) {
     __m256 row[8], pair[8], quad[8];
-    for (int i = 0; i < 8; i++) row[i] = load<__m256>(rows + i * stride);
+    for (int i = 0; i < 8; i++) row[i] = load<__m256>(rows[i] + column);
     for (int i = 0; i < 8; i += 2) {
         pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
         pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
@@ -42,16 +43,17 @@ INLINE void transpose8(const uint32_t* rows, int stride, uint32_t* to) {
         }
     }
     for (int i = 0; i < 4; i++) {
-        store(to + i * BLOCK_KEYS, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x20));
-        store(to + (i + 4) * BLOCK_KEYS, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x31));
+        store(to + i * stride, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x20));
+        store(to + (i + 4) * stride, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x31));
     }
 }
 
-// Sixteen rows of `columns` (a multiple of 8) to columns of BLOCK_KEYS.
-void transpose(const uint32_t* rows, int columns, uint32_t* to) {
-    for (int column = 0; column < columns; column += 8)
-        for (int row = 0; row < GROUP_KEYS; row += 8)
-            transpose8(rows + row * columns + column, columns, to + column * BLOCK_KEYS + row);
+// `count` rows of `columns`, both multiples of 8.
+INLINE void transpose(const uint32_t* const* rows, int count, int64_t columns, uint32_t* to,
+                      int64_t stride) {
+    for (int64_t column = 0; column < columns; column += 8)
+        for (int row = 0; row < count; row += 8)
+            transpose8(rows + row, column, to + column * stride + row, stride);
 }
 
 #include "multiply.h"

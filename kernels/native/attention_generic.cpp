@@ -24,10 +24,10 @@ inline float max_of(Quad vector) {
 
 using Bf16Steps = Float32Steps;
 
-void transpose(const uint32_t* rows, int columns, uint32_t* to) {
-    for (int column = 0; column < columns; column++)
-        for (int row = 0; row < GROUP_KEYS; row++)
-            to[column * BLOCK_KEYS + row] = rows[row * columns + column];
+INLINE void transpose(const uint32_t* const* rows, int count, int64_t columns, uint32_t* to,
+                      int64_t stride) {
+    for (int64_t column = 0; column < columns; column++)
+        for (int row = 0; row < count; row++) to[column * stride + row] = rows[row][column];
 }
 
 #include "multiply.h"

@@ -262,7 +262,10 @@ struct Attention {
 
     void pack_keys(int64_t start, int key) {
         const Element* rows = group_rows(call.k_cache, start + key);
-        transpose(reinterpret_cast<const uint32_t*>(rows), steps, scratch.keys + key);
+        const uint32_t* row[GROUP_KEYS];
+        for (int i = 0; i < GROUP_KEYS; i++)
+            row[i] = reinterpret_cast<const uint32_t*>(rows + i * dim);
+        transpose(row, GROUP_KEYS, steps, scratch.keys + key, BLOCK_KEYS);
     }
 
     void pack_values(int64_t start, int key) {

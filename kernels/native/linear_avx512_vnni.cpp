@@ -17,6 +17,8 @@ inline __attribute__((always_inline)) __m512 fma(__m512 a, __m512 b, __m512 c) {
 
 #include "vectors.h"
 
+#include "transpose_avx512.h"
+
 #include "widen_avx512.h"
 
 struct Float32Products;

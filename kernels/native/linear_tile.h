@@ -37,10 +37,6 @@ struct Ahead {
     int stride;
 };
 
-// The processor fetches one stream well by itself while it waits for it; few rows do.
-template <int R>
-constexpr bool IS_SLOWER_THAN_MEMORY = 2 * R > MAX_ROWS;
-
 // The weights of a step; uint32_t are stored as they are multiplied.
 template <class Products, class Stored>
 INLINE void read_step(const Stored* from, Ints* to) {
@@ -50,22 +46,20 @@ INLINE void read_step(const Stored* from, Ints* to) {
         Products::read(from, to);
 }
 
-// sums[R][COLUMNS] += x[steps][R] * weights[steps][COLUMNS]
-template <class Products, class Stored, int R>
+// sums[R][COLUMNS] (+)= x[steps][R] * weights[steps][COLUMNS]
+template <class Products, class Stored, int R, bool FROM_ZERO>
 static __attribute__((noinline)) void multiply(const uint32_t* x, const Stored* weights,
                                                float* sums, int steps, Ahead ahead) {
     typedef typename Products::Sums Sums;
     Sums sum[R][VECTORS];
     for (int r = 0; r < R; r++)
         for (int v = 0; v < VECTORS; v++)
-            sum[r][v] = load<Sums>(sums + r * COLUMNS + v * LANES);
+            sum[r][v] = FROM_ZERO ? Sums{} : load<Sums>(sums + r * COLUMNS + v * LANES);
     const int second = ahead.stride > 64 ? 64 : 0;
     for (int step = 0; step < steps; step++) {
-        if constexpr (IS_SLOWER_THAN_MEMORY<R>) {
-            __builtin_prefetch(ahead.from, 0, 2);
-            __builtin_prefetch(ahead.from + second, 0, 2);
-            ahead.from += ahead.stride;
-        }
+        __builtin_prefetch(ahead.from, 0, 2);
+        __builtin_prefetch(ahead.from + second, 0, 2);
+        ahead.from += ahead.stride;
         Ints column[VECTORS];
         read_step<Products>(weights, column);
         for (int r = 0; r < R; r++) {
@@ -80,15 +74,15 @@ static __attribute__((noinline)) void multiply(const uint32_t* x, const Stored* 
         for (int v = 0; v < VECTORS; v++) store(sums + r * COLUMNS + v * LANES, sum[r][v]);
 }
 
-template <class Products, int R = MAX_ROWS, class Stored>
+template <class Products, bool FROM_ZERO, int R = MAX_ROWS, class Stored>
 INLINE void multiply_any(int rows, const uint32_t* x, const Stored* weights, float* sums,
                          int steps, Ahead ahead) {
     if constexpr (R == 1) {
-        multiply<Products, Stored, 1>(x, weights, sums, steps, ahead);
+        multiply<Products, Stored, 1, FROM_ZERO>(x, weights, sums, steps, ahead);
     } else if (rows == R) {
-        multiply<Products, Stored, R>(x, weights, sums, steps, ahead);
+        multiply<Products, Stored, R, FROM_ZERO>(x, weights, sums, steps, ahead);
     } else {
-        multiply_any<Products, R - 1>(rows, x, weights, sums, steps, ahead);
+        multiply_any<Products, FROM_ZERO, R - 1>(rows, x, weights, sums, steps, ahead);
     }
 }
 
@@ -114,23 +108,42 @@ struct Linear {
                                      to[(start + step) * count + r] = Products::word(numbers, step);
                              });
         else
-            for (int64_t step = 0; step < steps; step++)
+            for (int64_t step = pack_words(rows, count, width, to); step < steps; step++)
                 for (int r = 0; r < count; r++)
-                    *to++ = Products::pack(static_cast<const T*>(rows[r]), step, width);
+                    to[step * count + r] = Products::pack(static_cast<const T*>(rows[r]), step, width);
+    }
+
+    // The steps of which a row holds the words as they are multiplied; returns how many there are.
+    static int64_t pack_words(const void* const* rows, int count, int64_t width, uint32_t* to) {
+#if LANES == 16
+        static_assert(MAX_ROWS <= LANES, "the rows of a group are transposed together");
+        if (sizeof(T) * Products::STEP == 4 && count >= LANES / 4) {
+            const uint32_t* words[MAX_ROWS];
+            for (int r = 0; r < count; r++) words[r] = static_cast<const uint32_t*>(rows[r]);
+            transpose(words, count, width / Products::STEP, to, count);
+            return width / Products::STEP;
+        }
+#endif
+        return 0;
     }
 
     static void run(const LinearWeights& weights, const LinearTile& tile) {
         const int64_t steps = layout().steps(weights.in_features);
+        // Few rows wait for the memory, which is then asked a little ahead.
+        const int64_t most = 2 * tile.rows <= MAX_ROWS ? CHUNK_STEPS / 6 : CHUNK_STEPS;
+        const int64_t chunks = (steps + most - 1) / most;
         alignas(64) float sums[BLOCK_ROWS * COLUMNS];
         const char* from = static_cast<const char*>(weights.packed) +
                            tile.first_panel * steps * STEP_BYTES;
         for (int64_t panel = 0; panel < tile.panels; panel++) {
-            __builtin_memset(sums, 0, tile.rows * COLUMNS * sizeof(float));
-            for (int64_t start = 0; start < steps; start += CHUNK_STEPS) {
-                const int count = int(smaller(steps - start, CHUNK_STEPS));
+            T* y = static_cast<T*>(tile.y) + tile.first_row * tile.y_stride +
+                   (tile.first_panel + panel) * COLUMNS;
+            for (int64_t chunk = 0; chunk < chunks; chunk++) {
+                const int64_t start = steps * chunk / chunks;
+                const int count = int(steps * (chunk + 1) / chunks - start);
                 const char* after = from + count * STEP_BYTES;
-                const bool is_end = start + count == steps && panel + 1 == tile.panels;
-                read_chunk(tile, from, sums, {start, count, steps, is_end ? tile.next : after});
+                const bool is_end = chunk + 1 == chunks && panel + 1 == tile.panels;
+                read_chunk(tile, from, sums, {start, count, steps, is_end ? tile.next : after, y});
                 from = after;
             }
             if constexpr (Products::SIDES > 0) {
@@ -151,6 +164,7 @@ struct Linear {
         int count;
         int64_t steps;     // of the panel
         const char* next;  // the weights after it
+        const T* y;        // where the panel's results will be written
     };
 
     // Many rows share weights that are made ready for them once.
@@ -181,7 +195,14 @@ struct Linear {
             const int rows = groups.count(group);
             const uint32_t* x =
                 tile.x + first * (chunk.steps + Products::SIDES) + chunk.start * rows;
-            multiply_any<Products>(rows, x, weights, sums + first * COLUMNS, chunk.count, ahead);
+            // Lines of y that only then began to come would stop the writes.
+            for (int r = 0; r < rows; r++)
+                __builtin_prefetch(chunk.y + (first + r) * tile.y_stride, 1, 2);
+            float* to = sums + first * COLUMNS;
+            if (chunk.start == 0)
+                multiply_any<Products, true>(rows, x, weights, to, chunk.count, ahead);
+            else
+                multiply_any<Products, false>(rows, x, weights, to, chunk.count, ahead);
             ahead.from += int64_t(chunk.count) * ahead.stride;
         }
     }

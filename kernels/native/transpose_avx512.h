@@ -1,11 +1,16 @@
-// Sixteen rows of `columns` (a multiple of 4) to columns of BLOCK_KEYS.
-static void transpose(const uint32_t* rows, int columns, uint32_t* to) {
-    for (int column = 0; column < columns; column += 16) {
-        int width = columns - column < 16 ? columns - column : 16;
+// Words of 16 or fewer rows to columns.
+
+// The first `columns` words of `count` rows to `to`: `stride` words from a column to the next.
+INLINE void transpose(const uint32_t* const* rows, int count, int64_t columns, uint32_t* to,
+                      int64_t stride) {
+    const __mmask16 used = __mmask16((1u << count) - 1);
+    for (int64_t column = 0; column < columns; column += 16) {
+        int width = columns - column < 16 ? int(columns - column) : 16;
         __mmask16 mask = __mmask16((1u << width) - 1);
         __m512i a[16], b[16];
         for (int i = 0; i < 16; i++)
-            a[i] = _mm512_maskz_loadu_epi32(mask, rows + i * columns + column);
+            a[i] = i < count ? _mm512_maskz_loadu_epi32(mask, rows[i] + column)
+                             : _mm512_setzero_si512();
         for (int i = 0; i < 16; i += 2) {
             b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
             b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
@@ -26,6 +31,6 @@ static void transpose(const uint32_t* rows, int columns, uint32_t* to) {
             a[j + 8] = _mm512_shuffle_i32x4(b[j], b[j + 8], 0xdd);
         }
         for (int i = 0; i < 16; i++)
-            if (i < width) _mm512_storeu_si512(to + (column + i) * BLOCK_KEYS, a[i]);
+            if (i < width) _mm512_mask_storeu_epi32(to + (column + i) * stride, used, a[i]);
     }
 }
