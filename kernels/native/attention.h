@@ -6,7 +6,7 @@
 namespace quire {
 
 constexpr int GROUP_KEYS = 16;    // keys that are packed at once; never more than a page
-constexpr int BLOCK_KEYS = 64;    // keys in one step of the online softmax
+constexpr int BLOCK_KEYS = 128;   // keys in one step of the online softmax
 constexpr int SPLIT_KEYS = 512;   // keys in one softmax state; states are merged in key order
 constexpr int TILE_ROWS = 64;     // rows (token, query head of one kv head) that share packed keys
 constexpr int MAX_HEAD_DIM = 640;  // that of latents, each with its rotated key
@@ -50,7 +50,9 @@ struct Scratch {
     alignas(64) float sums[TILE_ROWS * MAX_LANES];
     alignas(64) float acc[TILE_ROWS * MAX_HEAD_DIM];
     alignas(64) float total_acc[TILE_ROWS * MAX_HEAD_DIM];
-    float maxima[TILE_ROWS], total_max[TILE_ROWS], total_sum[TILE_ROWS];
+    // Of a vector of rows at once, whose last need not be rows of the tile.
+    float maxima[TILE_ROWS + MAX_LANES], tops[TILE_ROWS + MAX_LANES];
+    float decays[TILE_ROWS + MAX_LANES], total_max[TILE_ROWS], total_sum[TILE_ROWS];
     int64_t low[TILE_ROWS], high[TILE_ROWS];  // visible keys of each row
 };
 

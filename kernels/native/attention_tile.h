@@ -175,10 +175,10 @@ struct Attention {
                                       scratch.scores + r * BLOCK_KEYS + key, BLOCK_KEYS, steps,
                                       (end - key) / LANES);
         }
-        for (int r = first; r < last; r++) {
-            fetch(ahead, 4 * lines / (last - first));
-            weigh(r, start, key, end);
-        }
+        if (key == 0 && end == BLOCK_KEYS)
+            weigh(first, last, start, 0, BLOCK_KEYS, ahead, 4 * lines / (last - first));
+        else
+            weigh(first, last, start, key, end, ahead, 4 * lines / (last - first));
         for (int k = key; k < end; k += GROUP_KEYS) {
             fetch(ahead, lines);
             pack_values(start, k);
@@ -273,12 +273,46 @@ struct Attention {
         Steps::pack_values(rows, dim, dim, scratch.values + key / Steps::KEYS * padded, padded);
     }
 
-    // Scores of one row to weights; its maximum and sum move on, its accumulator is rescaled.
-    void weigh(int row, int64_t start, int key, int end) {
+    // Scores of rows to weights; maxima and sums move on, accumulators are rescaled.
+    __attribute__((always_inline)) void weigh(int first, int last, int64_t start, int key,
+                                              int end, Ahead& ahead, int lines) {
+        for (int r = first; r < last; r++) {
+            fetch(ahead, lines);
+            scratch.tops[r] = scale_scores(r, start, key, end);
+        }
+        const Floats hidden = all(-__builtin_inff());
+        store(scratch.tops + last, hidden);
+        for (int r = first; r < last; r += LANES) {
+            Floats before = load<Floats>(scratch.maxima + r), top = load<Floats>(scratch.tops + r);
+            Floats maximum = before > top ? before : top;
+            Floats safe = maximum == hidden ? Floats{} : maximum;
+            store(scratch.maxima + r, maximum);
+            store(scratch.tops + r, safe);
+            store(scratch.decays + r, exp2_of(before - safe));
+        }
+        for (int r = first; r < last; r++) {
+            const float safe = scratch.tops[r], decay = scratch.decays[r];
+            const float* scores = scratch.scores + r * BLOCK_KEYS;
+            Floats sum = load<Floats>(scratch.sums + r * LANES) * decay;
+            for (int k = key; k < end; k += LANES) {
+                Floats weight = exp2_of(load<Floats>(scores + k) - safe);
+                sum = sum + weight;
+                Steps::store_weights(scratch.weights + r * BLOCK_KEYS / Steps::KEYS, k, weight);
+            }
+            store(scratch.sums + r * LANES, sum);
+            if (decay == 1.0f) continue;
+            float* acc = scratch.acc + r * padded;
+            for (int c = 0; c < padded; c += LANES)
+                store(acc + c, load<Floats>(acc + c) * decay);
+        }
+    }
+
+    // Scores of a row in powers of two, those it does not see -inf; returns the greatest.
+    __attribute__((always_inline)) float scale_scores(int row, int64_t start, int key, int end) {
         float* scores = scratch.scores + row * BLOCK_KEYS;
-        int low = int(larger(scratch.low[row] - start, int64_t(0)));
-        int high = int(smaller(scratch.high[row] - start, BLOCK_KEYS));
-        bool is_whole = low <= key && high >= end;
+        const int low = int(larger(scratch.low[row] - start, int64_t(0)));
+        const int high = int(smaller(scratch.high[row] - start, BLOCK_KEYS));
+        const bool is_whole = low <= key && high >= end;
         const Floats hidden = all(-__builtin_inff());
         Floats top = hidden;
         for (int k = key; k < end; k += LANES) {
@@ -288,20 +322,7 @@ struct Attention {
             store(scores + k, score);
             top = top > score ? top : score;
         }
-        float maximum = larger(scratch.maxima[row], max_of(top));
-        float safe = maximum == -__builtin_inff() ? 0.0f : maximum;
-        float decay = exp2_of(scratch.maxima[row] - safe);
-        scratch.maxima[row] = maximum;
-        Floats sum = load<Floats>(scratch.sums + row * LANES) * decay;
-        for (int k = key; k < end; k += LANES) {
-            Floats weight = exp2_of(load<Floats>(scores + k) - safe);
-            sum = sum + weight;
-            Steps::store_weights(scratch.weights + row * BLOCK_KEYS / Steps::KEYS, k, weight);
-        }
-        store(scratch.sums + row * LANES, sum);
-        if (decay == 1.0f) return;
-        float* acc = scratch.acc + row * padded;
-        for (int c = 0; c < padded; c += LANES) store(acc + c, load<Floats>(acc + c) * decay);
+        return max_of(top);
     }
 
     void add_values(int first, int count, int64_t start) {
