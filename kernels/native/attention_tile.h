@@ -6,6 +6,30 @@
 // at absolute positions into blocks and splits; a key outside a row's range is no operand of
 // that row, so that stale or foreign memory, NaN included, cannot reach it.
 
+<<<<<<< HEAD
+=======
+struct Scratch {
+    alignas(64) uint32_t q[TILE_ROWS * MAX_HEAD_DIM];
+    alignas(64) uint32_t keys[MAX_HEAD_DIM * BLOCK_KEYS];    // [steps][BLOCK_KEYS]
+    alignas(64) uint32_t values[BLOCK_KEYS * MAX_HEAD_DIM];  // [steps][padded]
+    alignas(64) uint32_t stage[GROUP_KEYS * MAX_HEAD_DIM];
+    alignas(64) float scores[TILE_ROWS * BLOCK_KEYS];
+    alignas(64) uint32_t weights[TILE_ROWS * BLOCK_KEYS];
+    alignas(64) float sums[TILE_ROWS * LANES];
+    alignas(64) float acc[TILE_ROWS * MAX_HEAD_DIM];
+    alignas(64) float total_acc[TILE_ROWS * MAX_HEAD_DIM];
+    // Of a vector of rows at once, whose last need not be rows of the tile.
+    float maxima[TILE_ROWS + LANES], tops[TILE_ROWS + LANES], decays[TILE_ROWS + LANES];
+    float total_max[TILE_ROWS], total_sum[TILE_ROWS];
+    int64_t low[TILE_ROWS], high[TILE_ROWS];  // visible keys of each row
+};
+
+INLINE Floats hidden() { return all(-__builtin_inff()); }  // the score of a key not to be seen
+
+// One per thread: a thread runs one tile at a time.
+static thread_local Scratch thread_scratch;
+
+>>>>>>> 9944497 (Long prompts on a CPU: what a core can do, before and after; chunks of K stay short for few rows and for groups)
 template <class Steps, class Query, class Cache>
 struct Attention {
     using Element = typename Steps::Element;
@@ -262,9 +286,8 @@ struct Attention {
 
     void pack_keys(int64_t start, int key) {
         const Element* rows = group_rows(call.k_cache, start + key);
-        const uint32_t* row[GROUP_KEYS];
-        for (int i = 0; i < GROUP_KEYS; i++)
-            row[i] = reinterpret_cast<const uint32_t*>(rows + i * dim);
+        const uint32_t *first = reinterpret_cast<const uint32_t*>(rows), *row[GROUP_KEYS];
+        for (int i = 0; i < GROUP_KEYS; i++) row[i] = first + i * steps;
         transpose(row, GROUP_KEYS, steps, scratch.keys + key, BLOCK_KEYS);
     }
 
@@ -280,12 +303,11 @@ struct Attention {
             fetch(ahead, lines);
             scratch.tops[r] = scale_scores(r, start, key, end);
         }
-        const Floats hidden = all(-__builtin_inff());
-        store(scratch.tops + last, hidden);
+        store(scratch.tops + last, hidden());
         for (int r = first; r < last; r += LANES) {
             Floats before = load<Floats>(scratch.maxima + r), top = load<Floats>(scratch.tops + r);
             Floats maximum = before > top ? before : top;
-            Floats safe = maximum == hidden ? Floats{} : maximum;
+            Floats safe = maximum == hidden() ? Floats{} : maximum;
             store(scratch.maxima + r, maximum);
             store(scratch.tops + r, safe);
             store(scratch.decays + r, exp2_of(before - safe));
@@ -300,9 +322,8 @@ struct Attention {
                 Steps::store_weights(scratch.weights + r * BLOCK_KEYS / Steps::KEYS, k, weight);
             }
             store(scratch.sums + r * LANES, sum);
-            if (decay == 1.0f) continue;
             float* acc = scratch.acc + r * padded;
-            for (int c = 0; c < padded; c += LANES)
+            for (int c = 0; decay != 1.0f && c < padded; c += LANES)
                 store(acc + c, load<Floats>(acc + c) * decay);
         }
     }
@@ -312,13 +333,11 @@ struct Attention {
         float* scores = scratch.scores + row * BLOCK_KEYS;
         const int low = int(larger(scratch.low[row] - start, int64_t(0)));
         const int high = int(smaller(scratch.high[row] - start, BLOCK_KEYS));
-        const bool is_whole = low <= key && high >= end;
-        const Floats hidden = all(-__builtin_inff());
-        Floats top = hidden;
+        Floats top = hidden();
         for (int k = key; k < end; k += LANES) {
             Floats score = load<Floats>(scores + k) * score_scale;
             if (call.soft_cap > 0) score = tanh_of(score) * cap_scale;
-            if (!is_whole) score = in_range(k, low, high) ? score : hidden;
+            if (low > key || high < end) score = in_range(k, low, high) ? score : hidden();
             store(scores + k, score);
             top = top > score ? top : score;
         }
