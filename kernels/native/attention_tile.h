@@ -6,30 +6,8 @@
 // at absolute positions into blocks and splits; a key outside a row's range is no operand of
 // that row, so that stale or foreign memory, NaN included, cannot reach it.
 
-<<<<<<< HEAD
-=======
-struct Scratch {
-    alignas(64) uint32_t q[TILE_ROWS * MAX_HEAD_DIM];
-    alignas(64) uint32_t keys[MAX_HEAD_DIM * BLOCK_KEYS];    // [steps][BLOCK_KEYS]
-    alignas(64) uint32_t values[BLOCK_KEYS * MAX_HEAD_DIM];  // [steps][padded]
-    alignas(64) uint32_t stage[GROUP_KEYS * MAX_HEAD_DIM];
-    alignas(64) float scores[TILE_ROWS * BLOCK_KEYS];
-    alignas(64) uint32_t weights[TILE_ROWS * BLOCK_KEYS];
-    alignas(64) float sums[TILE_ROWS * LANES];
-    alignas(64) float acc[TILE_ROWS * MAX_HEAD_DIM];
-    alignas(64) float total_acc[TILE_ROWS * MAX_HEAD_DIM];
-    // Of a vector of rows at once, whose last need not be rows of the tile.
-    float maxima[TILE_ROWS + LANES], tops[TILE_ROWS + LANES], decays[TILE_ROWS + LANES];
-    float total_max[TILE_ROWS], total_sum[TILE_ROWS];
-    int64_t low[TILE_ROWS], high[TILE_ROWS];  // visible keys of each row
-};
-
 INLINE Floats hidden() { return all(-__builtin_inff()); }  // the score of a key not to be seen
 
-// One per thread: a thread runs one tile at a time.
-static thread_local Scratch thread_scratch;
-
->>>>>>> 9944497 (Long prompts on a CPU: what a core can do, before and after; chunks of K stay short for few rows and for groups)
 template <class Steps, class Query, class Cache>
 struct Attention {
     using Element = typename Steps::Element;
