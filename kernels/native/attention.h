@@ -51,8 +51,8 @@ struct Scratch {
     alignas(64) float acc[TILE_ROWS * MAX_HEAD_DIM];
     alignas(64) float total_acc[TILE_ROWS * MAX_HEAD_DIM];
     // Of a vector of rows at once, whose last need not be rows of the tile.
-    float maxima[TILE_ROWS + MAX_LANES], tops[TILE_ROWS + MAX_LANES], decays[TILE_ROWS + MAX_LANES];
-    float total_max[TILE_ROWS], total_sum[TILE_ROWS];
+    float maxima[TILE_ROWS + MAX_LANES], tops[TILE_ROWS + MAX_LANES];
+    float decays[TILE_ROWS + MAX_LANES], total_max[TILE_ROWS], total_sum[TILE_ROWS];
     int64_t low[TILE_ROWS], high[TILE_ROWS];  // visible keys of each row
 };
 

@@ -6,6 +6,8 @@
 // at absolute positions into blocks and splits; a key outside a row's range is no operand of
 // that row, so that stale or foreign memory, NaN included, cannot reach it.
 
+INLINE Floats hidden() { return all(-__builtin_inff()); }  // the score of a key not to be seen
+
 template <class Steps, class Query, class Cache>
 struct Attention {
     using Element = typename Steps::Element;
@@ -262,9 +264,8 @@ struct Attention {
 
     void pack_keys(int64_t start, int key) {
         const Element* rows = group_rows(call.k_cache, start + key);
-        const uint32_t* row[GROUP_KEYS];
-        for (int i = 0; i < GROUP_KEYS; i++)
-            row[i] = reinterpret_cast<const uint32_t*>(rows + i * dim);
+        const uint32_t *first = reinterpret_cast<const uint32_t*>(rows), *row[GROUP_KEYS];
+        for (int i = 0; i < GROUP_KEYS; i++) row[i] = first + i * steps;
         transpose(row, GROUP_KEYS, steps, scratch.keys + key, BLOCK_KEYS);
     }
 
@@ -280,12 +281,11 @@ struct Attention {
             fetch(ahead, lines);
             scratch.tops[r] = scale_scores(r, start, key, end);
         }
-        const Floats hidden = all(-__builtin_inff());
-        store(scratch.tops + last, hidden);
+        store(scratch.tops + last, hidden());
         for (int r = first; r < last; r += LANES) {
             Floats before = load<Floats>(scratch.maxima + r), top = load<Floats>(scratch.tops + r);
             Floats maximum = before > top ? before : top;
-            Floats safe = maximum == hidden ? Floats{} : maximum;
+            Floats safe = maximum == hidden() ? Floats{} : maximum;
             store(scratch.maxima + r, maximum);
             store(scratch.tops + r, safe);
             store(scratch.decays + r, exp2_of(before - safe));
@@ -300,9 +300,8 @@ struct Attention {
                 Steps::store_weights(scratch.weights + r * BLOCK_KEYS / Steps::KEYS, k, weight);
             }
             store(scratch.sums + r * LANES, sum);
-            if (decay == 1.0f) continue;
             float* acc = scratch.acc + r * padded;
-            for (int c = 0; c < padded; c += LANES)
+            for (int c = 0; decay != 1.0f && c < padded; c += LANES)
                 store(acc + c, load<Floats>(acc + c) * decay);
         }
     }
@@ -312,13 +311,11 @@ struct Attention {
         float* scores = scratch.scores + row * BLOCK_KEYS;
         const int low = int(larger(scratch.low[row] - start, int64_t(0)));
         const int high = int(smaller(scratch.high[row] - start, BLOCK_KEYS));
-        const bool is_whole = low <= key && high >= end;
-        const Floats hidden = all(-__builtin_inff());
-        Floats top = hidden;
+        Floats top = hidden();
         for (int k = key; k < end; k += LANES) {
             Floats score = load<Floats>(scores + k) * score_scale;
             if (call.soft_cap > 0) score = tanh_of(score) * cap_scale;
-            if (!is_whole) score = in_range(k, low, high) ? score : hidden;
+            if (low > key || high < end) score = in_range(k, low, high) ? score : hidden();
             store(scores + k, score);
             top = top > score ? top : score;
         }

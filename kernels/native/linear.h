@@ -11,7 +11,8 @@ namespace quire {
 
 constexpr int64_t AMX_BF16 = NUM_SETS;  // an instruction set that only the linear layer knows
 
-constexpr int CHUNK_STEPS = 768;  // steps over K between which sums rest in memory, at most
+constexpr int CHUNK_STEPS = 128;  // steps over K between which sums rest in memory
+constexpr int LONG_CHUNK_STEPS = 768;  // of many rows, with weights of one scale over K
 constexpr int BLOCK_ROWS = 192;   // rows that share a read of the weights
 constexpr int MAX_COLUMNS = 32;   // of a panel, in every variant
 constexpr int MAX_STEP = 64;      // input features of a step, in every variant

@@ -130,7 +130,7 @@ struct Linear {
     static void run(const LinearWeights& weights, const LinearTile& tile) {
         const int64_t steps = layout().steps(weights.in_features);
         // Few rows wait for the memory, which is then asked a little ahead.
-        const int64_t most = 2 * tile.rows <= MAX_ROWS ? CHUNK_STEPS / 6 : CHUNK_STEPS;
+        const int64_t most = 2 * tile.rows <= MAX_ROWS ? CHUNK_STEPS : LONG_CHUNK_STEPS;
         const int64_t chunks = (steps + most - 1) / most;
         alignas(64) float sums[BLOCK_ROWS * COLUMNS];
         const char* from = static_cast<const char*>(weights.packed) +
@@ -174,7 +174,7 @@ struct Linear {
         } else {
             const Stored* stored = reinterpret_cast<const Stored*>(from);
             if (2 * tile.rows <= MAX_ROWS) return multiply_chunk(tile, stored, sums, chunk);
-            alignas(64) uint32_t ready[CHUNK_STEPS * COLUMNS];
+            alignas(64) uint32_t ready[LONG_CHUNK_STEPS * COLUMNS];
             for (int step = 0; step < chunk.count; step++) {
                 Ints column[VECTORS];
                 read_step<Products>(stored + step * Products::STEP * COLUMNS, column);
