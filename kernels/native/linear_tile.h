@@ -114,7 +114,8 @@ struct Linear {
     }
 
     // The steps of which a row holds the words as they are multiplied; returns how many there are.
-    static int64_t pack_words(const void* const* rows, int count, int64_t width, uint32_t* to) {
+    static int64_t pack_words([[maybe_unused]] const void* const* rows, [[maybe_unused]] int count,
+                              [[maybe_unused]] int64_t width, [[maybe_unused]] uint32_t* to) {
 #if LANES == 16
         static_assert(MAX_ROWS <= LANES, "the rows of a group are transposed together");
         if (sizeof(T) * Products::STEP == 4 && count >= LANES / 4) {

@@ -1,5 +1,6 @@
 """Weights of GGUF files: names, layout and numbers, and which types are refused."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from parity.random_models import make_random_model
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from quire.config.errors import ModelError
+from quire.pipelines.architectures import encodings
 from quire.pipelines.architectures.load import load_model_spec
 from quire.pipelines.architectures.quantized.gguf import BLOCK_TYPES, GgufEncoding
 from quire.pipelines.nn.quantized.gguf import GgufWeight
@@ -67,7 +69,9 @@ def test_blocks_stay_blocks_but_for_the_embedding(tmp_path: Path) -> None:
     assert torch.equal(dequantize_rows(blocks, "Q4_K", torch.float32), expected)
 
 
-def test_memory_is_planned_for_blocks_on_a_gpu_and_numbers_on_a_cpu(tmp_path: Path) -> None:
+def test_memory_is_planned_for_what_each_device_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_gguf(make_random_model("Llama", **SIZES), tmp_path / "a.gguf", mixed)
 
     spec = load_model_spec(path)
@@ -78,6 +82,14 @@ def test_memory_is_planned_for_blocks_on_a_gpu_and_numbers_on_a_cpu(tmp_path: Pa
     others = sum(entry.num_bytes for entry in entries.values()) - embedding.num_bytes
     numbers = 2 * spec.embedding.num_parameters - 2 * sum(entry.shape[0] for entry in norms)
     assert spec.weight_bytes("bfloat16", "cuda") == others + numbers
+    # Bytes of 32 numbers with their scale and offset, or their two scales.
+    held = {"Q4_K": 16 + 8, "Q5_K": 32 + 8, "Q6_K": 32 + 8}
+    matrices = [entry for entry in entries.values() if entry.dtype in held and entry != embedding]
+    in_groups = sum(math.prod(entry.shape) // 32 * held[entry.dtype] for entry in matrices)
+    monkeypatch.setattr(encodings, "library", lambda: object())
+    plain = 2 * spec.embedding.num_parameters + 2 * sum(entry.shape[0] for entry in norms)
+    assert spec.weight_bytes("bfloat16", "cpu") == in_groups + plain
+    monkeypatch.setattr(encodings, "library", lambda: None)
     assert spec.weight_bytes("bfloat16", "cpu") == 2 * spec.num_parameters
 
 

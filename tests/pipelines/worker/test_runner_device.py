@@ -43,7 +43,7 @@ def test_the_gpu_of_the_model_is_current_while_kernels_are_launched(
     monkeypatch.setattr(
         runner, "build_inputs", lambda plan, size, _: build_inputs(plan, size, torch.device("cpu"))
     )
-    monkeypatch.setattr(model, "_blocks", watched("model", model._blocks))
+    monkeypatch.setattr(model, "hidden_states", watched("model", model.hidden_states))
     monkeypatch.setattr(runner, "sample_rows", watched("sampler", runner.sample_rows))
 
     loaded.runner.execute(StepPlan([PlanRow(context_of([5, 6, 7]), 0, 3, [[0]], True)]))

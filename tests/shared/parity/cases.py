@@ -31,8 +31,8 @@ def save_in_shards(model: transformers.PreTrainedModel, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Errors:
-    """Greatest differences (bfloat16, `is_mean`: root mean squares) of logits from the reference's, by the way
-    the history was run (None: not one of the model's).
+    """Greatest differences (bfloat16, `is_mean`: root mean squares) of logits from the reference's, by
+    the way the history was run (None: not one of the model's).
 
     `bound` is what they may be at most, `scale` the greatest logit.
     """
@@ -92,7 +92,9 @@ class ParityCase:
             bound = self.bfloat16_factor * measure(rounded, expected)
         else:
             path = self.write(model, folder)
-            expected = reference_logits(model.to(self.reference_dtype), history)
+            if self.reference_dtype != torch.float32:
+                model.to(self.reference_dtype)
+            expected = reference_logits(model, history)
         # Longer than 40, so that longrope takes its long factors as transformers does here.
         loaded = load_folder(path, **{"max_length": LENGTH + 10, **self.settings})
 
