@@ -1,16 +1,12 @@
 // The variant for any processor: 128-bit vectors as the compiler lowers them.
 #include "attention.h"
 
+#include "quad.h"
+
 namespace quire {
 namespace {
 
-#define LANES 4
 constexpr int MAX_ROWS = 4, MAX_VECTORS = 2;
-
-typedef float Quad __attribute__((vector_size(LANES * 4)));
-
-// Two roundings: not every processor has a fused instruction.
-inline Quad fma(Quad a, Quad b, Quad c) { return a * b + c; }
 
 inline float max_of(Quad vector) {
     float result = vector[0];

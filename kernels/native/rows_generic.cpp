@@ -1,16 +1,12 @@
 // The row ops for any processor: 128-bit vectors as the compiler lowers them.
 #include "rows.h"
 
+#include "quad.h"
+
 namespace quire {
 namespace {
 
-#define LANES 4
-
-typedef float Quad __attribute__((vector_size(LANES * 4)));
 typedef int32_t IntQuad __attribute__((vector_size(LANES * 4)));
-
-// Two roundings: not every processor has a fused instruction.
-inline Quad fma(Quad a, Quad b, Quad c) { return a * b + c; }
 
 inline float max_of(Quad vector) {
     float result = vector[0];
