@@ -15,6 +15,7 @@ from quire.kernels.native.row_ops import LAYER, MAX_ROPE_DIM, RMS, RMS_ROUNDED_O
 from quire.kernels.ragged_batch import RaggedBatch
 from quire.pipelines.kv_cache.storage import LayerCache
 from quire.pipelines.nn.attention import AttentionWithRope
+from quire.pipelines.nn.linear import StackedLinear
 from quire.pipelines.nn.mlp import MLP
 from quire.pipelines.nn.norm import LayerNorm, Norm, RMSNorm
 from quire.pipelines.nn.transformer_block import TransformerBlock
@@ -39,17 +40,21 @@ class PlainBlock:
     def of(cls, block: TransformerBlock) -> Self | None:
         """None where the block has another form, or other kernels compute it."""
         attention, mlp, norms = block.attention, block.mlp, block.norms
-        if not isinstance(attention, AttentionWithRope) or not isinstance(mlp, MLP):
+        # The very classes: who builds a model may derive from them and compute something else.
+        if type(attention) is not AttentionWithRope or type(mlp) is not MLP:
             return None
-        layers = (attention.wqkv.native, attention.wo.native, mlp.up.native, mlp.down.native)
-        qkv, output, up, down = layers
+        qkv, output = _compiled(attention.wqkv), _compiled(attention.wo)
+        up, down = _compiled(mlp.up), _compiled(mlp.down)
         if qkv is None or output is None or up is None or down is None:
             return None
         known = {
-            name: norm for name, norm in norms.items() if isinstance(norm, RMSNorm | LayerNorm)
+            name: norm
+            for name, norm in norms.items()
+            if type(norm) is RMSNorm or type(norm) is LayerNorm
         }
         is_plain = (
-            not block.is_parallel
+            type(block) is TransformerBlock
+            and not block.is_parallel
             and block.multiplier == 1.0
             and block.chunk_size is None
             and known.keys() == norms.keys()
@@ -128,6 +133,10 @@ class PlainBlock:
         )
 
 
+def _compiled(layer: object) -> CompiledLinear | None:
+    return layer.native if type(layer) is StackedLinear else None
+
+
 def _add_norm(
     program: Program,
     norm: RMSNorm | LayerNorm,
@@ -175,7 +184,8 @@ class BlockProgram:
         self._native = library()
         plain = [PlainBlock.of(block) for block in blocks] if self._native else []
         self._blocks = [block for block in plain if block is not None]
-        self._norm = norm if isinstance(norm, RMSNorm | LayerNorm) else None
+        is_known_norm = type(norm) is RMSNorm or type(norm) is LayerNorm
+        self._norm = norm if is_known_norm else None
         self.is_known = bool(self._blocks) and len(self._blocks) == len(blocks) and bool(self._norm)
         """Whether all have a known form; else there is nothing to run."""
         self._places = tuple(zip(tables, groups, strict=True))

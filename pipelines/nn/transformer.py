@@ -1,6 +1,7 @@
 """The decoder: blocks between an embedding and the logits."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 
@@ -48,11 +49,15 @@ class Transformer:
         # Per block, its rotary table and its page group: hashing a rope takes time in every step.
         self._tables = tuple(tables[block.rope] for block in self.blocks)
         self._groups = tuple(group_of[layer] for layer in range(len(self.blocks)))
-        self._program = BlockProgram(self.blocks, norm, self._tables, self._groups)
         self._positions = positions
         self._vocab_size = spec.vocab_size
         self._logit_scale = spec.logit_scale
         self._logit_soft_cap = spec.logit_soft_cap
+
+    @cached_property
+    def _program(self) -> BlockProgram:
+        """Made at the first step: a custom architecture may put layers of its own into blocks."""
+        return BlockProgram(self.blocks, self.norm, self._tables, self._groups)
 
     def __call__(
         self,

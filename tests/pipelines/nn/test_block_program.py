@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,14 @@ import torch
 from parity.driver import Driver, load_folder
 from parity.random_models import make_random_model
 
+from quire.config.settings import ModelSettings
 from quire.kernels.native import library
+from quire.pipelines.architectures.build import build_decoder
+from quire.pipelines.architectures.load import load_model_spec
+from quire.pipelines.architectures.registry import ARCHITECTURES
 from quire.pipelines.nn import block_program
+from quire.pipelines.nn.transformer import Transformer
+from quire.pipelines.worker.load import load_runner
 
 HISTORIES = [random.Random(seed).choices(range(211), k=90) for seed in range(3)]
 STEPS = [
@@ -96,3 +103,72 @@ def test_blocks_of_other_forms_have_no_program(
     (program,) = programs()
 
     assert not program.is_known
+
+
+def derived(part: Any) -> None:
+    """Make `part` of a class of its own that doubles what it gives."""
+
+    def call(self: Any, *args: Any) -> Any:
+        given = before(self, *args)
+        return tuple(2 * one for one in given) if isinstance(given, tuple) else 2 * given
+
+    before = type(part).__call__
+    part.__class__ = type("Doubled", (type(part),), {"__call__": call})
+
+
+def louder_mlp(model: Transformer) -> None:
+    mlp = model.blocks[0].mlp
+    model.blocks[0].mlp = lambda x_TC: 2 * mlp(x_TC)
+
+
+def louder_up(model: Transformer) -> None:
+    mlp: Any = model.blocks[0].mlp
+    up = mlp.up
+    mlp.up = lambda x_TC: 2 * up(x_TC)
+
+
+def louder_norm(model: Transformer) -> None:
+    norm = model.norm
+    model.norm = lambda x_TC, residual_TC=None: tuple(2 * one for one in norm(x_TC, residual_TC))
+
+
+def any_of(part: Any) -> Any:
+    return part
+
+
+CHANGES: dict[str, Callable[[Transformer], None]] = {
+    "mlp": louder_mlp,
+    "up": louder_up,
+    "norm": louder_norm,
+    "class of a block": lambda model: derived(model.blocks[0]),
+    "class of an mlp": lambda model: derived(model.blocks[0].mlp),
+    "class of an attention": lambda model: derived(model.blocks[0].attention),
+    "class of a linear layer": lambda model: derived(any_of(model.blocks[0].mlp).down),
+    "class of a norm": lambda model: derived(model.blocks[0].norms["mlp_norm"]),
+    "class of the last norm": lambda model: derived(model.norm),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_a_custom_architecture_puts_into_a_model_is_run(
+    change: Callable[[Transformer], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_random_model("Llama", num_hidden_layers=2).save_pretrained(tmp_path)
+
+    def build(*args: Any, **options: Any) -> Transformer:
+        model = build_decoder(*args, **options)
+        change(model)
+        return model
+
+    def changed_logits() -> torch.Tensor:
+        rows = [replace(row, build=build) for row in ARCHITECTURES if "Llama" in row.name]
+        settings = ModelSettings(device="cpu", threads=1, page_size=16, kv_cache_pages=64)
+        spec = load_model_spec(tmp_path)
+        loaded = load_runner(settings, tmp_path, spec, lambda *_: None, architectures=rows)
+        return torch.cat(Driver(loaded).logits(HISTORIES, STEPS))
+
+    found = changed_logits()
+    monkeypatch.setattr(block_program, "library", lambda: None)
+
+    assert torch.equal(found, changed_logits())
+    assert not torch.equal(found, torch.cat(logits(tmp_path, "float32", 1)))
