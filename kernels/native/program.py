@@ -250,4 +250,6 @@ class Program:
             raise_for(status)
         place = self._starts[result - 1] * rows
         size = num_picked * self._widths[0] * self._dtype.itemsize
-        return memory[place : place + size].view(self._dtype).view(num_picked, self._widths[0])
+        picked = memory[place : place + size].view(self._dtype).view(num_picked, self._widths[0])
+        # A view would keep all buffers for as long as its caller keeps it.
+        return picked.clone()

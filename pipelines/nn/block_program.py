@@ -184,8 +184,7 @@ class BlockProgram:
         self._native = library()
         plain = [PlainBlock.of(block) for block in blocks] if self._native else []
         self._blocks = [block for block in plain if block is not None]
-        is_known_norm = type(norm) is RMSNorm or type(norm) is LayerNorm
-        self._norm = norm if is_known_norm else None
+        self._norm = norm if type(norm) is RMSNorm or type(norm) is LayerNorm else None
         self.is_known = bool(self._blocks) and len(self._blocks) == len(blocks) and bool(self._norm)
         """Whether all have a known form; else there is nothing to run."""
         self._places = tuple(zip(tables, groups, strict=True))

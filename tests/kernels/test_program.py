@@ -170,6 +170,14 @@ def test_rows_are_picked_in_any_order_and_number(rows: list[int], same_bits: Sam
     assert same_bits(program.run(x, (batch,), picked, X), expected)
 
 
+def test_what_is_kept_of_a_run_is_as_large_as_the_picked_rows() -> None:
+    native, layer, caches, x, batch = case(SETS[-1], torch.bfloat16)
+
+    found = program_of(native, layer, caches).run(x, (batch,), torch.tensor([3]), X)
+
+    assert found.untyped_storage().nbytes() == found.nbytes
+
+
 @pytest.mark.parametrize("row", [-1, 32])
 def test_a_picked_row_that_the_batch_does_not_have_is_refused(row: int) -> None:
     native, layer, caches, x, batch = case(SETS[-1], torch.bfloat16)
