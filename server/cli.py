@@ -5,6 +5,7 @@ Only click and the settings are imported here; each command imports what it need
 
 import asyncio
 import functools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,7 @@ def main() -> None:
 @reports_errors
 def serve(**options: Any) -> None:
     """Serve a model over HTTP."""
+    _open_standard_streams()
     settings = _load(ServeSettings, options)
     import uvloop
 
@@ -107,6 +109,16 @@ def serve(**options: Any) -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
+
+
+def _open_standard_streams() -> None:
+    """Open those that are closed on the null device, here and in children.
+
+    What is opened next would else get their numbers, which libuv refuses to close.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 @main.command()

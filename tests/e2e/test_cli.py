@@ -52,6 +52,21 @@ def test_version_and_list():
     } <= names
 
 
+@pytest.mark.parametrize("closed", ["<&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_serve_bears_closed_standard_streams(closed):
+    """As some init systems start a daemon; what is opened then must not get their numbers."""
+    command = [sys.executable, "-P", "-m", "quire.server", "serve", "--port", "0"]
+
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *command, "--model", "/nowhere"],
+        check=False,
+        capture_output=True,
+        timeout=60,
+    )
+
+    assert done.returncode == 3, done.stderr
+
+
 def test_plan_predicts_without_loading():
     shown = quire("plan", "--hardware", "h200", "--max-batch-size", "32").stdout
 
