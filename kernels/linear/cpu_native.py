@@ -124,8 +124,8 @@ class CompiledLinear:
             return
         first = 0
         for part in chain((weight,), matrix.more_rows):
-            check_tensor("more_rows", part, ("n", weight.shape[1]), weight.dtype, device=CPU)
             rows, threads = part.contiguous(), torch.get_num_threads()
+            check_tensor("more_rows", rows, ("n", weight.shape[1]), weight.dtype, device=CPU)
             if native.linear_pack_rows(self.weights, rows.data_ptr(), first, len(rows), threads):
                 raise ValueError(f"expected {self.out_features} rows, got more")
             first += len(rows)

@@ -14,7 +14,8 @@ bool are_alike(const LinearWeights& a, const LinearWeights& b) {
     return a.out_features == b.out_features && a.in_features == b.in_features &&
            a.type == b.type && a.weight_type == b.weight_type &&
            a.activation_type == b.activation_type && a.group_size == b.group_size &&
-           a.instruction_set == b.instruction_set;
+           a.instruction_set == b.instruction_set &&
+           (a.offsets == nullptr) == (b.offsets == nullptr);
 }
 
 // Whether groups name rows and matrices that there are.

@@ -139,7 +139,10 @@ std::vector<double> seen(const Numbers& x, int64_t row, int64_t depth, bool is_i
 
 bool is_right(int64_t set, int64_t type, int64_t weight_type, int64_t activation_type) {
     const int64_t rows = draw(0, 1) ? draw(0, 30) : draw(150, 420);
-    const int64_t width = draw(1, 90), depth = draw(0, 1) ? draw(1, 40) : draw(120, 600);
+    // More than one of the longest chunks of K, by some of the variants.
+    const bool is_deep = rows <= 30 && draw(0, 3) == 0;
+    const int64_t width = draw(1, 90);
+    const int64_t depth = is_deep ? draw(800, 3300) : draw(0, 1) ? draw(1, 40) : draw(120, 600);
     Numbers x(type, rows * depth), from(weight_type, width * depth), bias(type, width);
     Numbers scales(FLOAT32, width), y(type, rows * width);
     LinearWeights weights{};

@@ -12,7 +12,7 @@ from quire.kernels.grouped_matmul_ragged import prepared
 from quire.kernels.grouped_matmul_ragged.prepared import CompiledLayers, EachLayer, group_layers
 from quire.kernels.grouped_matmul_ragged.reference import grouped_matmul_ragged_reference
 from quire.kernels.linear import prepare_linear
-from quire.kernels.linear.cpu_native import NativeLinear
+from quire.kernels.linear.cpu_native import INT4, CompiledLinear, NativeLinear, StoredMatrix
 from quire.kernels.moe_create_indices.reference import moe_create_indices_reference
 from quire.kernels.native import InstructionSet, library
 
@@ -172,6 +172,38 @@ def test_it_is_near_float64_with_the_library_and_without(
     x_TLK = torch.randn(7, 5, 20, generator=generator)
     for_all = torch.einsum("tlk,lnk->tln", x_TLK.double(), weight.double()) + bias.double()
     torch.testing.assert_close(layers.on_all(x_TLK).double(), for_all, rtol=1e-5, atol=1e-5)
+
+
+def in_groups(*, has_offsets: bool) -> CompiledLinear:
+    """Four bits [40, 64] in groups of 16."""
+    assert NATIVE is not None
+    generator = torch.Generator().manual_seed(int(has_offsets))
+    matrix = StoredMatrix(
+        weight=torch.randint(-(2**31), 2**31 - 1, (40, 8), generator=generator).to(torch.int32),
+        weight_type=INT4,
+        out_features=40,
+        in_features=64,
+        scales=torch.rand(4, 40, generator=generator),
+        offsets=torch.rand(4, 40, generator=generator) if has_offsets else None,
+    )
+    return CompiledLinear(matrix, None, dtype=torch.float32, native=NATIVE)
+
+
+@needs_library
+@pytest.mark.parametrize("has_offsets", [True, False])
+def test_layers_in_groups_are_alike_with_offsets_or_without(
+    has_offsets: bool, same_bits: SameBits
+) -> None:
+    assert NATIVE is not None
+    layers = [in_groups(has_offsets=has_offsets), in_groups(has_offsets=has_offsets)]
+    x_TLK = torch.randn(5, 2, 64, generator=torch.Generator().manual_seed(2))
+
+    y = CompiledLayers(layers, NATIVE).on_all(x_TLK)
+
+    for number, layer in enumerate(layers):
+        assert same_bits(y[:, number], layer(x_TLK[:, number]))
+    with pytest.raises(ValueError, match="does not know this call"):
+        CompiledLayers([*layers, in_groups(has_offsets=not has_offsets)], NATIVE)
 
 
 @needs_library

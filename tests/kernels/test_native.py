@@ -109,6 +109,7 @@ def test_the_generic_variant_needs_no_vector_extension(tmp_path: Path, name: str
     ("sanitizers", "rounds"),
     [("address", 1), pytest.param("address,undefined", 20, marks=pytest.mark.slow)],
 )
+@pytest.mark.timeout(900)
 def test_sanitizers_find_nothing(tmp_path: Path, sanitizers: str, rounds: int) -> None:
     flags = ["-std=c++17", "-pthread", "-ffp-contract=off", "-fno-strict-aliasing"]
     flags += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", f"-I{SOURCES}"]

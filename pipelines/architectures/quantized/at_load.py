@@ -33,6 +33,10 @@ class AtLoadEncoding(PackedEncoding):
         """What the head is quantized to; None: it is not."""
         return None
 
+    def note_of_dense(self) -> str:
+        """What the log of the start says of a device that does not compute with fewer bits."""
+        return "a CPU computes with the dequantized numbers and needs as much memory as before"
+
     def over(self, own: Encoding) -> Encoding:
         """A layer that is stored transposed is quantized too; others keep what is their own."""
         if type(own) is Encoding and own.is_transposed:
@@ -68,6 +72,9 @@ class W8A8AtLoad(Int8AtLoad):
     @property
     def name(self) -> str:
         return "w8a8"
+
+    def note_of_dense(self) -> str:
+        return "a CPU without the C++ kernels keeps the whole numbers in float32, in more memory"
 
     def device_bytes(self, out_dim: int, in_dim: int, dtype: str, device_type: str) -> int:
         return w8a8_bytes(out_dim, in_dim, device_type)
@@ -171,7 +178,7 @@ def quantize_at_load(spec: ModelSpec, quantization: str, device_type: str) -> Mo
     if spec.tied_encoding is not None:
         note += f"; the head is a copy of the embedding in {spec.tied_encoding.name}"
     if not encoding.is_packed_on(device_type):
-        note += "; a CPU computes with the dequantized numbers and needs as much memory as before"
+        note += f"; {encoding.note_of_dense()}"
     spec = dataclasses.replace(spec, quant=dataclasses.replace(quant, notes=(note,)))
     try:
         spec.tensors()

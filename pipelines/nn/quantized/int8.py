@@ -66,6 +66,7 @@ class Int8Weight(PackedWeight):
 
 
 def _quantize_rows(numbers_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    scale = numbers_NK.abs().amax(1, keepdim=True) / _INT8_MAX
-    # A row of zeros stays one.
-    return (numbers_NK / scale.where(scale > 0, 1.0)).round().to(torch.int8), scale
+    # The smallest normal: zeros stay zeros, and no quotient is more than an int8.
+    smallest = torch.finfo(torch.float32).smallest_normal
+    scale = (numbers_NK.abs().amax(1, keepdim=True) / _INT8_MAX).clamp_min(smallest)
+    return (numbers_NK / scale).round().to(torch.int8), scale

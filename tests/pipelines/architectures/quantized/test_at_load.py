@@ -116,7 +116,9 @@ def test_on_a_cpu_the_compiled_kernels_take_all_but_fp8_as_they_are(
     more = sum(2 * rows * columns + 4 * rows for rows, columns in sizes)
     other = -more if quantization == "w8a8" else 0
     assert fewer == (saved[quantization] if is_packed else other)
-    assert ("dequantized numbers" in spec.quant.notes[0]) == (not is_packed)
+    note = "whole numbers in float32" if quantization == "w8a8" else "dequantized numbers"
+    assert (note in spec.quant.notes[0]) == (not is_packed)
+    assert ("memory" in spec.quant.notes[0]) == (not is_packed)
 
 
 def test_the_plan_that_is_logged_says_what_is_quantized(tmp_path: Path) -> None:

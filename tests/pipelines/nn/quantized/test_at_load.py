@@ -32,3 +32,13 @@ def test_a_row_of_zeros_stays_zero_in_int8() -> None:
     made = Int8Weight.from_tensors(Int8AtLoad(), {"weight": weight}, torch.float32)
 
     assert made.dense().tolist() == [[0, 0, 0, 0], [-127, 63, 0, 127]]
+
+
+def test_a_row_of_the_smallest_numbers_keeps_their_signs_in_int8() -> None:
+    smallest = torch.finfo(torch.float32).smallest_normal * torch.finfo(torch.float32).eps
+    weight = torch.tensor([[190.0, -190.0, 1.0, 0.0]]) * smallest
+
+    made = Int8Weight.from_tensors(Int8AtLoad(), {"weight": weight}, torch.float32)
+
+    assert (made.weight.abs() <= 127).all()
+    assert (made.weight * weight >= 0).all()
