@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "linear.h"
+#include "native_fuzz_numbers.h"
 #include "rows.h"
 
 extern "C" int64_t quire_best_instruction_set();
@@ -24,43 +25,6 @@ extern "C" int quire_combine(const quire::CombineCall*);
 namespace {
 
 using namespace quire;
-
-std::mt19937 generator(4);
-
-int64_t draw(int64_t low, int64_t high) {
-    return std::uniform_int_distribution<int64_t>(low, high)(generator);
-}
-
-// Numbers of few bits, as float32 or bfloat16.
-struct Numbers {
-    int64_t type;
-    std::vector<uint8_t> bytes;
-
-    Numbers(int64_t type, size_t count) : type(type), bytes(count * width()) {
-        for (size_t i = 0; i < count; i++) {
-            float value = float(draw(-127, 127)) / 64;
-            uint32_t bits;
-            std::memcpy(&bits, &value, 4);
-            std::memcpy(&bytes[i * width()], reinterpret_cast<char*>(&bits) + 4 - width(), width());
-        }
-    }
-    size_t width() const { return type == FLOAT32 ? 4 : 2; }
-    double at(size_t i) const {
-        uint32_t bits = 0;
-        std::memcpy(reinterpret_cast<char*>(&bits) + 4 - width(), &bytes[i * width()], width());
-        float value;
-        std::memcpy(&value, &bits, 4);
-        return value;
-    }
-    void* data() { return bytes.data(); }
-};
-
-bool is_near(const char* op, int64_t set, int64_t type, double found, double wanted) {
-    const double tolerance = type == FLOAT32 ? 1e-5 : 1.0 / 64;
-    if (std::fabs(found - wanted) <= tolerance * (1 + std::fabs(wanted))) return true;
-    std::printf("%s, set %d, type %d: %g is not %g\n", op, int(set), int(type), found, wanted);
-    return false;
-}
 
 struct Indices {
     std::vector<int32_t> ids, order, starts, restore, experts, stats;

@@ -1,6 +1,6 @@
 """Layers on their own rows in one call: bits of each layer alone, whatever the groups and threads."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,13 +27,6 @@ TYPES = [
 ]
 each_set = pytest.mark.parametrize("instruction_set", SETS, ids=lambda s: s.name.lower())
 each_type = pytest.mark.parametrize("types", TYPES)
-
-
-@pytest.fixture(autouse=True)
-def same_threads_afterwards() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def compiled(

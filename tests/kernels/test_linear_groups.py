@@ -1,7 +1,7 @@
 """Compiled layers of whole numbers in groups, by every instruction set of this machine: near
 float64, with bits that neither rows nor places nor threads change, of every stored format."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import gguf
 import pytest
@@ -26,13 +26,6 @@ DTYPES = [torch.float32, torch.bfloat16]
 each_set = pytest.mark.parametrize("instruction_set", SETS, ids=lambda s: s.name.lower())
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_bits = pytest.mark.parametrize("bits", [4, 8])
-
-
-@pytest.fixture(autouse=True)
-def same_threads_afterwards() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 class Layer:

@@ -3,7 +3,7 @@ bits are a function of the row and the weights alone."""
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,13 +30,6 @@ TYPES = [
 ]
 each_set = pytest.mark.parametrize("instruction_set", SETS, ids=lambda s: s.name.lower())
 each_type = pytest.mark.parametrize("types", TYPES)
-
-
-@pytest.fixture(autouse=True)
-def same_threads_afterwards() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 class Layer:

@@ -29,13 +29,6 @@ each_type = pytest.mark.parametrize(
 Types = tuple[torch.dtype, torch.dtype]
 
 
-@pytest.fixture(autouse=True)
-def same_threads_afterwards() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def numbers(out_features: int, in_features: int, dtype: torch.dtype) -> torch.Tensor:
     """Bytes of every kind, NaN among them; int8 without -128."""
     generator = torch.Generator().manual_seed(out_features * 1000 + in_features)

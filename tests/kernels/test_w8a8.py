@@ -1,7 +1,6 @@
 """int8 times int8: rows quantized as float64 says, and the same bits by every way of computing."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -24,13 +23,6 @@ QUANTIZE = [
     pytest.param(quantize_rows_int8, id="torch"),
     pytest.param(quantize_rows_int8_triton, id="triton"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def same_threads_afterwards() -> Any:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 class Layer:
