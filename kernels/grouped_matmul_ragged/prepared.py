@@ -38,7 +38,11 @@ class GroupedLayers(Protocol):
 
 
 def group_layers(layers: Sequence[PreparedLinear]) -> GroupedLayers:
-    """One call for all where they are compiled and laid out alike, else a call for each."""
+    """One call for all where they are compiled, else a call for each.
+
+    Raises:
+        ValueError: compiled layers of different sizes or types.
+    """
     native = library()
     compiled = [layer.apply for layer in layers if isinstance(layer.apply, CompiledLinear)]
     if native is None or len(compiled) < len(layers):
