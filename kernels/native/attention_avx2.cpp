@@ -8,12 +8,9 @@
 namespace quire {
 namespace {
 
-#define LANES 8
-constexpr int MAX_ROWS = 6, MAX_VECTORS = 2;
+#include "avx2.h"
 
-inline __attribute__((always_inline)) __m256 fma(__m256 a, __m256 b, __m256 c) {
-    return _mm256_fmadd_ps(a, b, c);
-}
+constexpr int MAX_ROWS = 6, MAX_VECTORS = 2;
 
 inline __attribute__((always_inline)) float max_of(__m256 vector) {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(vector), _mm256_extractf128_ps(vector, 1));

@@ -16,12 +16,9 @@
 namespace quire {
 namespace {
 
-#define LANES 16
-constexpr int TILE_ROWS = 16, MAX_ROWS = 2 * TILE_ROWS, VECTORS = 2, COLUMNS = VECTORS * LANES;
+#include "avx512.h"
 
-inline __attribute__((always_inline)) __m512 fma(__m512 a, __m512 b, __m512 c) {
-    return _mm512_fmadd_ps(a, b, c);
-}
+constexpr int TILE_ROWS = 16, MAX_ROWS = 2 * TILE_ROWS, VECTORS = 2, COLUMNS = VECTORS * LANES;
 
 #include "vectors.h"
 

@@ -8,12 +8,9 @@
 namespace quire {
 namespace {
 
-#define LANES 8
-constexpr int MAX_ROWS = 6, VECTORS = 2, COLUMNS = VECTORS * LANES;
+#include "avx2.h"
 
-inline __attribute__((always_inline)) __m256 fma(__m256 a, __m256 b, __m256 c) {
-    return _mm256_fmadd_ps(a, b, c);
-}
+constexpr int MAX_ROWS = 6, VECTORS = 2, COLUMNS = VECTORS * LANES;
 
 #include "vectors.h"
 

@@ -8,12 +8,9 @@
 namespace quire {
 namespace {
 
-#define LANES 16
-constexpr int MAX_ROWS = 12, VECTORS = 2, COLUMNS = VECTORS * LANES;
+#include "avx512.h"
 
-inline __attribute__((always_inline)) __m512 fma(__m512 a, __m512 b, __m512 c) {
-    return _mm512_fmadd_ps(a, b, c);
-}
+constexpr int MAX_ROWS = 12, VECTORS = 2, COLUMNS = VECTORS * LANES;
 
 #include "vectors.h"
 

@@ -3,7 +3,7 @@
 import torch
 
 from quire.kernels.linear import Apply
-from quire.kernels.linear.cpu_native import TYPE_CODES, CompiledLinear, int8_matrix
+from quire.kernels.linear.cpu_native import INT8, CompiledLinear, int8_matrix
 from quire.kernels.native import library
 from quire.kernels.w8a8 import check_weight
 from quire.kernels.w8a8.reference import chunks_of, matmul_chunks
@@ -32,7 +32,7 @@ def prepare_w8a8(
             bias_N,
             dtype=dtype,
             native=native,
-            activation_type=TYPE_CODES[torch.int8],
+            activation_type=INT8,
         )
     chunks = chunks_of(weight_NK)
     return lambda x_TK: matmul_chunks(x_TK, chunks, scale_N1, bias_N)
